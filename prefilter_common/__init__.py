@@ -1,0 +1,1 @@
+"""What the commerce prefilter's scripts share; one noun a module."""

@@ -1,0 +1,145 @@
+"""The article record: read it from JSON Lines, validate it, turn it into the text that a model reads."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from prefilter_common.cli import InputError
+
+JOURNALISM, COMMERCE = 0, 1
+LABEL_NAMES = ("journalism", "commerce")
+INPUT_FORMAT = "[TITLE] {title} [CONTENT] {content}"
+MAX_ERRORS_NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Article:
+    """One news article. ``extra`` holds every key of its JSON object that has no field here, untouched."""
+
+    title: str
+    content: str
+    label: int | None = None
+    id: str | None = None
+    language: str | None = None
+    source: str | None = None
+    commerce_score: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_record(cls, record: Any, require_label: bool = False) -> "Article":
+        """Check one decoded JSON object. Raises ValueError with what is wrong and what to do."""
+        if not isinstance(record, dict):
+            raise ValueError(f"expected a JSON object, got {_shown(record)}")
+        extra = dict(record)
+        title = _text(extra.pop("title", None), "title")
+        content = extra.pop("content", None)
+        if content is None:
+            content = extra.pop("text", None)
+        content = _text(content, "content")
+        label = extra.pop("label", None)
+        if label is None and require_label:
+            raise ValueError('"label" is missing; add 0 (journalism) or 1 (commerce)')
+        # bool is an int to Python, but true/false in a file means that its writer had another format in mind.
+        if label is not None and (type(label) is not int or label not in (JOURNALISM, COMMERCE)):
+            raise ValueError(f'"label" is {_shown(label)}; it must be 0 (journalism) or 1 (commerce)')
+        score = extra.pop("commerce_score", None)
+        if score is not None and (type(score) not in (int, float) or not 0 <= score <= 10):
+            raise ValueError(f'"commerce_score" is {_shown(score)}; it must be a number from 0 to 10, or be left out')
+        names = {key: _name(extra.pop(key, None)) for key in ("id", "language", "source")}
+        return cls(title=title, content=content, label=label, commerce_score=score, extra=extra, **names)
+
+
+def format_input(article: Article) -> str:
+    """The text that every model was trained on and is asked about."""
+    return INPUT_FORMAT.format(title=article.title, content=article.content)
+
+
+def read_articles(path: str | Path, require_labels: bool = False) -> Iterator[Article]:
+    """Yield the articles of a UTF-8 JSON Lines file, one line in memory at a time.
+
+    A byte order mark, CRLF and blank lines are accepted. An article without an id gets ``line-N``.
+
+    Raises:
+        InputError: no such file, no articles, or bad lines. Bad lines are passed over until the end, so that one
+            error counts them all and names the first ten; a caller that must not act on a bad file reads it whole
+            first (``load_articles``).
+    """
+    path = Path(path)
+    seen, bad, errors = 0, 0, []
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if not line.strip():
+                    continue
+                seen += 1
+                try:
+                    article = _parse_line(line, number, require_labels)
+                except ValueError as error:
+                    bad += 1
+                    if bad <= MAX_ERRORS_NAMED:
+                        errors.append(f"line {number}: {error}")
+                else:
+                    yield article
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    if bad:
+        more = f"; and {bad - len(errors)} more" if bad > len(errors) else ""
+        raise InputError(f"{path}: {bad} of {seen} lines are bad, mend or delete them: {'; '.join(errors)}{more}")
+    if not seen:
+        raise InputError(f"{path}: holds no articles; expected one JSON object a line")
+
+
+def load_articles(path: str | Path, require_labels: bool = False) -> list[Article]:
+    """All articles of a file, or an InputError before any of them is used."""
+    return list(read_articles(path, require_labels))
+
+
+def load_split(data_dir: str | Path, name: str) -> list[Article]:
+    """The labelled articles of ``data_dir/name.jsonl``, both labels present. Raises InputError."""
+    path = Path(data_dir) / f"{name}.jsonl"
+    if not path.is_file():
+        raise InputError(f"{path}: no such split; --data-dir needs train.jsonl and val.jsonl")
+    articles = load_articles(path, require_labels=True)
+    labels = {article.label for article in articles}
+    if len(labels) < 2:
+        raise InputError(f"{path}: every article is {LABEL_NAMES[labels.pop()]}; both labels are needed")
+    return articles
+
+
+def _parse_line(line: bytes, number: int, require_label: bool) -> Article:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"invalid JSON at column {error.colno} ({error.msg})") from None
+    except RecursionError:
+        raise ValueError("invalid JSON (nested too deeply)") from None
+    if isinstance(record, dict) and record.get("id") is None:
+        record["id"] = f"line-{number}"
+    return Article.from_record(record, require_label)
+
+
+def _text(value: Any, key: str) -> str:
+    if value is None:
+        alias = ' (or "text")' if key == "content" else ""
+        raise ValueError(f'"{key}"{alias} is missing; add it, "" if there is none')
+    if not isinstance(value, str):
+        raise ValueError(f'"{key}" is {_shown(value)}; it must be a string')
+    # Half a surrogate pair, legal as a JSON escape, can be neither tokenised nor written back as UTF-8.
+    return value.encode("utf-8", "replace").decode("utf-8")
+
+
+def _name(value: Any) -> str | None:
+    return None if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 40 else text[:37] + "..."

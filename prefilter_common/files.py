@@ -1,0 +1,97 @@
+"""Files and directories that appear complete or not at all."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from prefilter_common.cli import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text to a temporary neighbour, then rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write indented JSON; NaN and infinity raise ValueError, since other languages' parsers refuse them."""
+    write_text(path, json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write one compact JSON object a line."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+@contextmanager
+def new_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A directory to fill, renamed to ``target`` when the block ends well and deleted when it does not.
+
+    The name starts with a dot, which the scripts that list models pass over, so a killed run leaves nothing that
+    looks finished; the next run to the same target clears it away. Raises InputError when the target exists and is
+    not to be overwritten, cannot be created, or is being written by another process.
+    """
+    target = Path(target)
+    if target.is_file():
+        raise InputError(f"{target}: is a file; name a directory")
+    if target.exists() and not overwrite and any(target.iterdir()):
+        raise InputError(f"{target}: already exists; pass --overwrite to replace it, or another --output")
+    partial = target.with_name(f".{target.name}.partial")
+    owner = partial / "pid"
+    try:
+        if partial.exists():
+            if owner.is_file() and psutil.pid_exists(int(owner.read_text() or -1)):
+                raise InputError(f"{target}: process {owner.read_text()} is writing it; wait, or name another --output")
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        owner.write_text(str(os.getpid()))
+    except OSError as error:
+        raise InputError(f"{target}: cannot be created ({error.strerror}); name another --output") from None
+    try:
+        yield partial
+        owner.unlink()
+        _move_into_place(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _move_into_place(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    # A full directory cannot be replaced in one call; between these two the old one is whole under its other name.
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def model_directories(models_dir: Path, names: Sequence[str] | None = None) -> list[Path]:
+    """The directories under ``models_dir``, by name; only those in ``names`` where given.
+
+    Names that start with a dot are passed over: those are unfinished. Raises InputError.
+    """
+    if not models_dir.is_dir():
+        raise InputError(f"{models_dir}: no such directory; train a model first (python train_encoder.py)")
+    found = sorted(path for path in models_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        raise InputError(f"{models_dir}: holds no models; train one first (python train_encoder.py)")
+    if names is None:
+        return found
+    missing = set(names) - {path.name for path in found}
+    if missing:
+        there = ", ".join(path.name for path in found)
+        raise InputError(f"{models_dir}: has no {', '.join(sorted(missing))}; it has {there}")
+    return [path for path in found if path.name in names]

@@ -1,0 +1,100 @@
+"""Articles -> P(commerce), with any model directory."""
+
+import inspect
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from prefilter_common.articles import Article, format_input
+from prefilter_common.checkpoints import Checkpoint, commerce_index, load_checkpoint
+
+Encoding = dict[str, list[int]]
+
+
+class Scorer:
+    """Scores articles with one classifier: tokenise, forward pass, probability.
+
+    >>> scorer = Scorer.load("models/multilingual-e5-small")
+    >>> scorer.score([Article(title="Half price today", content="Order now ...")])
+    array([0.98])
+    """
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device):
+        self.checkpoint = checkpoint
+        self.device = device
+        self.model = checkpoint.model.to(device).eval()
+        # DistilBERT takes no token_type_ids, yet its tokenizer may emit them.
+        accepted = inspect.signature(self.model.forward).parameters
+        self._input_names = [n for n in ("input_ids", "attention_mask", "token_type_ids") if n in accepted]
+        self._commerce = commerce_index(self.model.config)
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str | torch.device | None = None) -> "Scorer":
+        """Load a model directory onto ``device`` (default: CUDA where there is one, else the CPU)."""
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(load_checkpoint(Path(directory)), torch.device(device))
+
+    def tokenize(self, articles: Sequence[Article]) -> list[Encoding]:
+        """Token ids of each article, cut at the contract's ``max_length``, not padded."""
+        texts = [format_input(article) for article in articles]
+        encoded = self.checkpoint.tokenizer(texts, truncation=True, max_length=self.checkpoint.contract.max_length)
+        names = [name for name in self._input_names if name in encoded]
+        return [
+            dict(zip(names, values, strict=True)) for values in zip(*(encoded[name] for name in names), strict=True)
+        ]
+
+    @torch.inference_mode()
+    def forward(self, encodings: Sequence[Encoding]) -> np.ndarray:
+        """P(commerce) of one batch, padded to its longest article: (n,) float64.
+
+        Returns once the numbers are on the host, so that a clock around it sees the whole of the work.
+        """
+        batch = self.checkpoint.tokenizer.pad(list(encodings), return_tensors="pt").to(self.device)
+        logits = self.model(**batch).logits.double() / self.checkpoint.contract.temperature
+        probabilities = logits.sigmoid()[:, 0] if logits.shape[1] == 1 else logits.softmax(dim=1)[:, self._commerce]
+        return probabilities.cpu().numpy()
+
+    def score(self, articles: Sequence[Article], batch_size: int = 32) -> np.ndarray:
+        """P(commerce) of each article, in the order given: (n,) float64.
+
+        Batches are made of articles of like length, so that hardly any arithmetic is spent on padding.
+        """
+        encodings = self.tokenize(articles) if articles else []
+        by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]["input_ids"]))
+        scores = np.empty(len(encodings))
+        for start in range(0, len(by_length), batch_size):
+            batch = by_length[start : start + batch_size]
+            scores[batch] = self.forward([encodings[i] for i in batch])
+        return scores
+
+    def is_commerce(self, article: Article, threshold: str = "default") -> bool:
+        """Whether the article's score reaches the named operating point of the contract."""
+        return bool(self.score([article])[0] >= self.checkpoint.contract.thresholds[threshold])
+
+
+def time_single_articles(
+    scorer: Scorer, articles: Sequence[Article], rounds: int = 1, warmup: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds to tokenise and seconds to score each article on its own, as a pipeline does that scores on arrival.
+
+    Returns:
+        Two arrays of (rounds * n,), tokenising and forward pass. ``warmup`` articles, the longest ones, which make
+        the libraries allocate all they will need, are scored before and not counted.
+    """
+    by_length = sorted(articles, key=lambda article: len(article.title) + len(article.content))
+    for article in by_length[-warmup:]:
+        scorer.score([article])
+    tokenize, forward = [], []
+    for _ in range(rounds):
+        for article in articles:
+            start = time.perf_counter()
+            encodings = scorer.tokenize([article])
+            tokenized = time.perf_counter()
+            scorer.forward(encodings)  # its result is on the host, so a GPU has finished
+            tokenize.append(tokenized - start)
+            forward.append(time.perf_counter() - tokenized)
+    return np.array(tokenize), np.array(forward)
