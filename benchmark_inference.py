@@ -94,11 +94,12 @@ def only_model() -> Path:
 
 def card(directory: Path, n_articles: int, conditions: dict, hardware: dict) -> str:
     """The conditions, before any figure."""
+    c = conditions
     return (
-        f"{directory} | {conditions['engine']} {conditions['precision']} | {hardware['cpu']}, "
-        f"{hardware['cores']} cores, {conditions['threads']} threads, load before {conditions['cpu_load_before_percent']:.0f} %\n"
-        f"{n_articles} articles one at a time, {conditions['rounds']} rounds, tokens mean "
-        f"{conditions['mean_tokens']:.0f} max {conditions['max_tokens']}"
+        f"{directory} | {c['engine']} {c['precision']} | {hardware['cpu']}, {hardware['cores']} cores, "
+        f"{c['threads']} threads, load before {c['cpu_load_before_percent']:.0f} %\n"
+        f"{n_articles} articles one at a time, {c['rounds']} rounds, tokens mean {c['mean_tokens']:.0f} "
+        f"max {c['max_tokens']}"
     )
 
 

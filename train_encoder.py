@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         from prefilter_common.training import fine_tune, save_model_directory
 
         run = run_info(argv, {"train": args.data_dir / "train.jsonl", "val": args.data_dir / "val.jsonl"})
-        checkpoint = load_base_encoder(args.model, recipe.max_length)
+        checkpoint = load_base_encoder(args.model, recipe.max_length, recipe.seed)
         metrics = fine_tune(checkpoint, train, val, recipe, scratch=directory / "epochs")
         save_model_directory(directory, args.output, checkpoint, recipe, metrics, run)
     print(summary_line(args.output, metrics))

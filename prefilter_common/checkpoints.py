@@ -1,6 +1,7 @@
 """What is in a model directory: the Hugging Face checkpoint and its input contract, ``prefilter.json``."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -38,11 +39,8 @@ class Contract:
     thresholds: dict[str, float] = field(default_factory=lambda: {"default": 0.5})
 
     @classmethod
-    def load(cls, directory: Path) -> "Contract":
-        """Read ``prefilter.json``; a directory without one, as earlier scripts wrote them, has the defaults."""
-        path = directory / CONTRACT_FILE
-        if not path.is_file():
-            return cls()
+    def load(cls, path: Path) -> "Contract":
+        """Read a ``prefilter.json``. Raises InputError."""
         try:
             contract = cls(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
@@ -71,13 +69,14 @@ class Checkpoint:
         self.contract.save(directory)
 
 
-def load_base_encoder(name: str, max_length: int) -> Checkpoint:
+def load_base_encoder(name: str, max_length: int, seed: int) -> Checkpoint:
     """A pretrained encoder with a new two-label head, ready to be fine-tuned.
 
-    ``name`` is the packaged encoder's, a directory, or a hub name. The head is drawn from torch's global generator.
-    Raises InputError when there is no such model, the hub cannot be reached, or ``max_length`` exceeds it.
+    ``name`` is the packaged encoder's, a directory, or a hub name; ``seed`` draws the head. Raises InputError when
+    there is no such model, the hub cannot be reached, or ``max_length`` exceeds it.
     """
     source = locate_base(name)
+    torch.manual_seed(seed)
     with named_errors(name):
         config = AutoConfig.from_pretrained(
             source,
@@ -108,16 +107,22 @@ def load_base_encoder(name: str, max_length: int) -> Checkpoint:
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
-    """A trained classifier in float32 on the CPU, in evaluation mode. Raises InputError naming the directory."""
+    """A trained classifier in float32 on the CPU, in evaluation mode. Raises InputError naming the directory.
+
+    A directory without ``prefilter.json``, as earlier scripts wrote them, gets the default contract.
+    """
     directory = Path(directory)
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json, so not a model; train one there or remove the directory")
-    contract = Contract.load(directory)
+    path = directory / CONTRACT_FILE
+    contract = Contract.load(path) if path.is_file() else None
     with named_errors(str(directory)):
         model = AutoModelForSequenceClassification.from_pretrained(directory, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(directory)
     if model.config.num_labels > 2:
         raise InputError(f"{directory}: has {model.config.num_labels} labels; one (sigmoid) or two (softmax) are known")
+    if contract is None:
+        contract = Contract(max_length=min(Contract.max_length, _max_positions(model.config)))
     _check_max_length(model.config, contract.max_length, str(directory))
     return Checkpoint(model.eval(), tokenizer, contract)
 
@@ -128,8 +133,13 @@ def commerce_index(config: PretrainedConfig) -> int:
 
 
 def _check_max_length(config: PretrainedConfig, max_length: int, name: str) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and config.model_type in ("roberta", "xlm-roberta", "camembert"):
-        positions -= config.pad_token_id + 1  # these count positions from behind the padding index
-    if positions is not None and max_length > positions:
+    positions = _max_positions(config)
+    if max_length > positions:
         raise InputError(f"{name}: reads at most {positions} tokens; pass --max-length {positions} or less")
+
+
+def _max_positions(config: PretrainedConfig) -> float:
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    if config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= config.pad_token_id + 1  # these count positions from behind the padding index
+    return positions

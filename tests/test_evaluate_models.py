@@ -1,0 +1,121 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import call, write_jsonl
+from sklearn.metrics import f1_score
+
+import evaluate_models
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.scoring import Scorer
+
+
+@pytest.fixture(scope="module")
+def models_dir(trained, tmp_path_factory):
+    """Two good models, one without weights, one that is no model, one unfinished."""
+    path = tmp_path_factory.mktemp("zoo")
+    shutil.copytree(trained / "tiny", path / "first")
+    shutil.copytree(trained / "tiny", path / "second")
+    shutil.copytree(trained / "tiny", path / "broken")
+    (path / "broken" / "model.safetensors").unlink()
+    (path / "notes").mkdir()
+    shutil.copytree(trained / "tiny", path / ".third.partial")
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(models_dir, data_dir, tmp_path_factory):
+    output = tmp_path_factory.mktemp("results")
+    flags = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", output]
+    code = call(evaluate_models, flags)
+    return code, output, json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))
+
+
+def test_a_broken_directory_is_an_error_row_and_the_others_are_evaluated(evaluated):
+    code, output, results = evaluated
+    assert code == 1
+    assert set(results) == {"_run", "first", "second", "broken", "notes"}
+    assert "cannot be loaded" in results["broken"]["error"] and "no config.json" in results["notes"]["error"]
+    assert sorted(p.name for p in (output / "predictions").iterdir()) == ["first.jsonl", "second.jsonl"]
+
+
+def test_each_row_keeps_the_earlier_keys_and_fits_the_predictions(evaluated, data_dir):
+    _, output, results = evaluated
+    articles = load_articles(data_dir / "test.jsonl")
+    rows = [json.loads(line) for line in (output / "predictions" / "first.jsonl").open(encoding="utf-8")]
+    assert [row["id"] for row in rows] == [a.id for a in articles]
+    assert [row["label"] for row in rows] == [a.label for a in articles]
+    assert [row["language"] for row in rows] == [a.language for a in articles]
+    row = results["first"]
+    earlier = "accuracy f1 precision recall avg_inference_ms p50_inference_ms p95_inference_ms confusion_matrix"
+    assert set(earlier.split()) <= set(row)
+    decided = [r["score"] >= 0.5 for r in rows]
+    assert row["f1"] == pytest.approx(f1_score([r["label"] for r in rows], decided))
+    assert np.sum(row["confusion_matrix"]) == row["n_articles"] == 16
+    assert 0 < row["p50_inference_ms"] <= row["p95_inference_ms"]
+
+
+def test_the_scores_are_the_scorers(evaluated, trained, data_dir):
+    _, output, _ = evaluated
+    rows = [json.loads(line) for line in (output / "predictions" / "first.jsonl").open(encoding="utf-8")]
+    scores = Scorer.load(trained / "tiny").score(load_articles(data_dir / "test.jsonl"))
+    np.testing.assert_allclose([row["score"] for row in rows], scores, atol=1e-5)
+
+
+def test_provenance_names_the_data_and_the_command(evaluated):
+    run = evaluated[2]["_run"]
+    assert run["data"]["test"]["rows"] == 16 and run["command"].endswith(str(evaluated[1]))
+
+
+def test_named_models_only_with_a_table_on_stdout(models_dir, data_dir, tmp_path, capsys):
+    flags = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path]
+    assert call(evaluate_models, [*flags, "--models", "second"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["model", "F1", "precision", "recall", "accuracy", "ms/article"]
+    assert lines[2].startswith("second ") and "%" in lines[2] and len(lines) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--models", "none"], "has no none; it has broken, first, notes, second"),
+        (["--models-dir", "nowhere"], "nowhere: no such directory; train a model first"),
+        (["--test-data", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+    ],
+)
+def test_bad_arguments_write_nothing(models_dir, data_dir, tmp_path, capsys, flags, words):
+    base = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
+    assert call(evaluate_models, base + flags) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_unlabelled_test_data_is_refused(models_dir, tmp_path, capsys):
+    data = write_jsonl(tmp_path / "t.jsonl", [{"title": "t", "content": "c"}])
+    assert call(evaluate_models, ["--models-dir", models_dir, "--test-data", data, "--output", tmp_path / "r"]) == 2
+    assert '"label" is missing' in capsys.readouterr().err
+
+
+def test_messy_articles_are_evaluated(models_dir, tmp_path):
+    records = [
+        {
+            "title": "Ã©tÃ©\x00 \u200b",
+            "text": "donâ€™t \ufffd" * 500,
+            "label": 1,
+            "tags": ["x"],
+            "metadata": {"a": None},
+        },
+        {"title": "", "content": "", "label": 0, "language": None, "id": 17},
+    ]
+    data = write_jsonl(tmp_path / "t.jsonl", records)
+    flags = ["--models-dir", models_dir, "--models", "first", "--test-data", data, "--output", tmp_path / "r"]
+    assert call(evaluate_models, flags) == 0
+    lines = (tmp_path / "r" / "predictions" / "first.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["line-1", "17"]
+
+
+def test_the_latency_sample_spans_the_lengths():
+    articles = [Article("", "x" * n) for n in range(100)]
+    sample = [len(a.content) for a in evaluate_models.spread_by_length(articles[::-1], 10)]
+    assert sample == list(range(5, 100, 10))
+    assert len(evaluate_models.spread_by_length(articles[:3], 10)) == 3

@@ -1,0 +1,81 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from prefilter_common.cli import InputError
+from prefilter_common.files import model_directories, new_directory, write_json
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_a_directory_appears_only_when_its_block_ends_well(tmp_path):
+    with new_directory(tmp_path / "m") as partial:
+        (partial / "f").write_text("new")
+        assert not (tmp_path / "m").exists()
+    assert names(tmp_path) == ["m"] and names(tmp_path / "m") == ["f"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_failed_run_leaves_the_old_directory_as_it_was(tmp_path, error):
+    with new_directory(tmp_path / "m") as partial:
+        (partial / "f").write_text("old")
+    with pytest.raises(error), new_directory(tmp_path / "m", overwrite=True) as partial:
+        (partial / "f").write_text("new")
+        raise error
+    assert names(tmp_path) == ["m"] and (tmp_path / "m" / "f").read_text() == "old"
+
+
+def test_a_finished_directory_is_replaced_only_when_told_to(tmp_path):
+    for text in ("old", "new"):
+        with new_directory(tmp_path / "m", overwrite=text == "new") as partial:
+            (partial / text).write_text(text)
+    assert names(tmp_path) == ["m"] and names(tmp_path / "m") == ["new"]
+    with pytest.raises(InputError, match="pass --overwrite"), new_directory(tmp_path / "m"):
+        pass
+
+
+def test_a_directory_that_another_live_process_writes_is_refused_and_a_dead_ones_cleared(tmp_path):
+    script = (
+        "import sys; from pathlib import Path; from prefilter_common.files import new_directory\n"
+        f"with new_directory(Path({str(tmp_path / 'm')!r})) as p:\n"
+        "    (p / 'half').write_text('x'); print('ready', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "ready\n"
+    with pytest.raises(InputError, match=f"process {other.pid} is writing it"), new_directory(tmp_path / "m"):
+        pass
+    other.kill()
+    other.communicate()
+    assert names(tmp_path) == [".m.partial"]
+    with pytest.raises(InputError, match="holds no models"):
+        model_directories(tmp_path)  # what a killed run leaves is not taken for a model
+    with new_directory(tmp_path / "m") as partial:
+        (partial / "f").write_text("new")
+    assert names(tmp_path) == ["m"] and names(tmp_path / "m") == ["f"]
+
+
+def test_model_directories_by_name(tmp_path):
+    for name in ("b", "a", ".a.partial"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("")
+    assert [p.name for p in model_directories(tmp_path)] == ["a", "b"]
+    assert [p.name for p in model_directories(tmp_path, ["b"])] == ["b"]
+    with pytest.raises(InputError, match="has no c; it has a, b"):
+        model_directories(tmp_path, ["a", "c"])
+    with pytest.raises(InputError, match="train a model first"):
+        model_directories(tmp_path / "none")
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "r.json"
+    write_json(path, {"a": "é"})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"} and names(path.parent) == ["r.json"]

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from prefilter_common.articles import Article, format_input, load_articles
+from prefilter_common.checkpoints import Checkpoint, Contract, load_checkpoint
+from prefilter_common.cli import InputError
+from prefilter_common.scoring import Scorer, time_single_articles
+
+
+@pytest.fixture(scope="module")
+def scorer(trained):
+    return Scorer.load(trained / "tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def articles(data_dir):
+    return load_articles(data_dir / "train.jsonl")
+
+
+def test_batched_scores_are_those_of_each_article_alone_in_the_order_given(scorer, articles):
+    alone = np.concatenate([scorer.score([article]) for article in articles])
+    np.testing.assert_allclose(scorer.score(articles, batch_size=7), alone, atol=1e-6)
+    np.testing.assert_allclose(scorer.score(articles[::-1], batch_size=7), alone[::-1], atol=1e-6)
+    assert alone.std() > 0.01  # else the order could not be seen
+    assert scorer.score([]).shape == (0,)
+
+
+def test_an_article_longer_than_max_length_is_cut(scorer):
+    long = Article("t", "word " * 1_000)
+    assert len(scorer.tokenize([long])[0]["input_ids"]) == 64
+    assert 0 < scorer.score([long])[0] < 1
+
+
+def test_an_empty_article_is_scored(scorer):
+    assert 0 < scorer.score([Article("", "")])[0] < 1
+
+
+def test_the_contract_is_applied(trained, articles):
+    plain = load_checkpoint(trained / "tiny")
+    contract = Contract(max_length=64, temperature=2.0, thresholds={"default": 0.5, "never": 1.0, "always": 0.0})
+    scorer = Scorer(Checkpoint(plain.model, plain.tokenizer, contract), torch.device("cpu"))
+    inputs = plain.tokenizer(format_input(articles[0]), truncation=True, max_length=64, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    logits = plain.model(**inputs).logits[0].detach()
+    assert scorer.score(articles[:1])[0] == pytest.approx((logits / 2).softmax(-1)[1].item(), abs=1e-6)
+    assert scorer.is_commerce(articles[0], "always") and not scorer.is_commerce(articles[0], "never")
+
+
+@pytest.mark.parametrize("n_labels", [1, 2])
+def test_a_directory_of_the_earlier_scripts_is_scored(tmp_path, tiny_encoder, articles, n_labels):
+    """No prefilter.json, no label names; one label means a sigmoid, two a softmax."""
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=n_labels)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    inputs = tokenizer(
+        [format_input(a) for a in articles], truncation=True, max_length=128, padding=True, return_tensors="pt"
+    )
+    logits = model.eval()(inputs["input_ids"], attention_mask=inputs["attention_mask"]).logits.detach()
+    expected = logits.sigmoid()[:, 0] if n_labels == 1 else logits.softmax(-1)[:, 1]
+    np.testing.assert_allclose(Scorer.load(tmp_path, device="cpu").score(articles), expected, atol=1e-5)
+
+
+def test_labels_in_the_other_order_are_read_by_name(tmp_path, trained, articles):
+    checkpoint = load_checkpoint(trained / "tiny")
+    expected = Scorer(checkpoint, torch.device("cpu")).score(articles)
+    with torch.no_grad():
+        for parameter in (checkpoint.model.classifier.weight, checkpoint.model.classifier.bias):
+            parameter.copy_(parameter.flip(0))
+    checkpoint.model.config.id2label = {0: "commerce", 1: "journalism"}
+    checkpoint.model.config.label2id = {"commerce": 0, "journalism": 1}
+    checkpoint.save(tmp_path)
+    np.testing.assert_allclose(Scorer.load(tmp_path, device="cpu").score(articles), expected, atol=1e-6)
+
+
+def test_what_is_not_a_model_is_named(tmp_path, trained):
+    with pytest.raises(InputError, match=r"no config\.json"):
+        Scorer.load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "prefilter.json").write_text('{"max_length": 64, "colour": "red"}')
+    with pytest.raises(InputError, match="not a valid contract"):
+        Scorer.load(tmp_path)
+
+
+def test_single_article_timings(scorer, articles):
+    tokenize, forward = time_single_articles(scorer, articles[:4], rounds=3)
+    assert tokenize.shape == forward.shape == (12,) and (tokenize > 0).all() and (forward > 0).all()

@@ -1,0 +1,186 @@
+import json
+import os
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, TRAIN_FLAGS, call, write_jsonl
+from transformers import pipeline
+
+import train_encoder
+from prefilter_common.articles import format_input, load_articles
+from prefilter_common.scoring import Scorer
+
+FILES = {
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "prefilter.json",
+    "run.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "training_metrics.json",
+}
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_the_model_directory_holds_exactly_what_it_should(trained, data_dir, tiny_encoder):
+    model = trained / "tiny"
+    assert {p.name for p in model.iterdir()} - {"cpu_benchmark.json"} == FILES
+    assert read(model / "config.json")["id2label"] == {"0": "journalism", "1": "commerce"}
+    contract = read(model / "prefilter.json")
+    assert contract == {
+        "input_format": "[TITLE] {title} [CONTENT] {content}",
+        "max_length": 64,
+        "base_model": str(tiny_encoder),
+        "base_revision": None,
+        "temperature": 1.0,
+        "thresholds": {"default": 0.5},
+    }
+    run = read(model / "run.json")
+    assert run["data"]["train"]["rows"] == 48 and len(run["data"]["val"]["sha256"]) == 64
+    assert run["recipe"]["learning_rate"] == 1e-3 and run["recipe"]["seed"] == 42
+    assert "--learning-rate 1e-3" in run["command"] and run["versions"]["torch"]
+
+
+def test_training_metrics_have_the_earlier_keys_the_curve_and_the_speed(trained):
+    metrics = read(trained / "tiny" / "training_metrics.json")
+    assert {"eval_loss", "eval_accuracy", "eval_f1", "eval_precision", "eval_recall", "epoch"} <= set(metrics)
+    evaluations = [entry for entry in metrics["curve"] if "eval_f1" in entry]
+    assert [entry["epoch"] for entry in evaluations] == [1.0, 2.0]
+    assert metrics["eval_f1"] == max(entry["eval_f1"] for entry in evaluations)
+    losses = [entry["loss"] for entry in metrics["curve"] if "loss" in entry]
+    assert len(losses) >= 10 and np.isfinite(losses).all()
+    assert metrics["steps"] == 12 and metrics["train_articles_per_second"] > 0
+
+
+def test_the_saved_weights_are_the_best_epochs(trained, data_dir):
+    metrics = read(trained / "tiny" / "training_metrics.json")
+    articles = load_articles(data_dir / "val.jsonl")
+    labels = np.array([a.label for a in articles])
+    scores = Scorer.load(trained / "tiny", device="cpu").score(articles)
+    likelihood = np.where(labels == 1, scores, 1 - scores)
+    assert -np.log(likelihood).mean() == pytest.approx(metrics["eval_loss"], abs=1e-4)
+
+
+def test_transformers_pipeline_loads_it_and_agrees(trained, data_dir):
+    articles = load_articles(data_dir / "test.jsonl")
+    classify = pipeline("text-classification", model=str(trained / "tiny"), device="cpu")
+    answers = classify([format_input(a) for a in articles], truncation=True)
+    assert {answer["label"] for answer in answers} <= {"journalism", "commerce"}
+    theirs = [a["score"] if a["label"] == "commerce" else 1 - a["score"] for a in answers]
+    np.testing.assert_allclose(Scorer.load(trained / "tiny", device="cpu").score(articles), theirs, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_model(tmp_path, tiny_encoder, data_dir, trained):
+    articles = load_articles(data_dir / "test.jsonl")
+    flags = ["--model", tiny_encoder, "--data-dir", data_dir, *TRAIN_FLAGS]
+    assert call(train_encoder, [*flags, "--output", tmp_path / "same"]) == 0
+    assert call(train_encoder, [*flags, "--output", tmp_path / "other", "--seed", "7"]) == 0
+    scores = [Scorer.load(p, device="cpu").score(articles) for p in (trained / "tiny", *sorted(tmp_path.iterdir()))]
+    first, other, same = scores
+    # Threads add in any order, so equal means equal but for rounding.
+    assert np.abs(first - same).max() < 1e-3 < np.abs(first - other).max()
+
+
+def test_smoke_caps_and_the_last_line(tmp_path, tiny_encoder, data_dir, capsys):
+    flags = ["--max-train-samples", "8", "--max-val-samples", "4", "--epochs", "1", "--max-length", "32"]
+    flags += ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "smoke"]
+    assert call(train_encoder, flags) == 0
+    captured = capsys.readouterr()
+    last = json.loads(captured.out.splitlines()[-1])
+    assert last["model"] == str(tmp_path / "smoke") and 0 <= last["eval_f1"] <= 1
+    metrics = read(tmp_path / "smoke" / "training_metrics.json")
+    assert (metrics["train_articles"], metrics["val_articles"], metrics["steps"]) == (8, 4, 1)
+    assert "step 1/1 (100%) | loss" in captured.err and "articles/s | eta" in captured.err
+
+
+def test_training_stops_early_when_validation_f1_stays(tmp_path, tiny_encoder, data_dir):
+    # At this rate nothing is learnt, so the first epoch stays the best and two more are waited for.
+    flags = ["--learning-rate", "1e-9", "--epochs", "9", "--max-length", "16", "--max-train-samples", "16"]
+    flags += ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "m"]
+    assert call(train_encoder, flags) == 0
+    metrics = read(tmp_path / "m" / "training_metrics.json")
+    assert (metrics["epoch"], metrics["best_epoch"]) == (3.0, 1.0)
+
+
+def test_a_finished_model_is_not_trampled(trained, tiny_encoder, data_dir, capsys):
+    before = (trained / "tiny" / "model.safetensors").stat().st_mtime_ns
+    flags = ["--model", tiny_encoder, "--data-dir", data_dir, "--output", trained / "tiny"]
+    assert call(train_encoder, flags) == 2
+    assert "already exists; pass --overwrite" in capsys.readouterr().err
+    assert (trained / "tiny" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_encoder, data_dir, monkeypatch, failure):
+    import prefilter_common.training
+
+    def fail(*_args, **_kwargs):
+        raise failure
+
+    monkeypatch.setattr(prefilter_common.training, "save_model_directory", fail)
+    flags = ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "models" / "m"]
+    flags += ["--epochs", "1", "--max-length", "64"]
+    if failure is KeyboardInterrupt:
+        assert call(train_encoder, flags) == 130
+    else:
+        with pytest.raises(failure):
+            call(train_encoder, flags)
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data-dir", "nowhere"], "nowhere/train.jsonl: no such split"),
+        (["--max-length", "4096"], "reads at most 128 tokens; pass --max-length 128 or less"),
+        (["--epochs", "0"], "not at least 1"),
+        (["--learning-rate", "-1"], "not a number above 0"),
+        (["--warmup-ratio", "1"], "not in [0, 1)"),
+        (["--model", "not a/model/name"], "neither a directory nor a hub name"),
+        (["--model", "splits"], "holds no config.json"),
+        (["--model", "someone/not-cached"], "packaged encoder"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_write_nothing(tmp_path, tiny_encoder, data_dir, capsys, flags, words):
+    output = tmp_path / "models" / "m"
+    assert call(train_encoder, ["--model", tiny_encoder, "--data-dir", data_dir, "--output", output, *flags]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in message and words in message
+    assert not output.exists() and not list(tmp_path.glob("models/*"))
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path, tiny_encoder, data_dir, capsys):
+    import shutil
+
+    shutil.copytree(tiny_encoder, tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").unlink()
+    flags = ["--model", tmp_path / "base", "--data-dir", data_dir, "--output", tmp_path / "m", "--max-length", "64"]
+    assert call(train_encoder, flags) == 2
+    assert "cannot be loaded" in capsys.readouterr().err
+
+
+def test_a_bad_training_file_is_answered_before_anything_is_written(tmp_path, tiny_encoder, capsys):
+    write_jsonl(tmp_path / "train.jsonl", [{"title": "t", "content": "c", "label": 5}])
+    flags = ["--model", tiny_encoder, "--data-dir", tmp_path, "--output", tmp_path / "m"]
+    assert call(train_encoder, flags) == 2
+    assert 'line 1: "label" is 5' in capsys.readouterr().err and not (tmp_path / "m").exists()
+
+
+def test_an_unreachable_hub_is_one_line_within_ten_seconds(tmp_path):
+    command = [sys.executable, "train_encoder.py", "--model", "distilbert-base-multilingual-cased"]
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    started = time.monotonic()
+    done = subprocess.run(
+        [*command, "--output", str(tmp_path / "m")], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert time.monotonic() - started < 10
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: distilbert-base-multilingual-cased: ") and "multilingual-e5-small" in line
