@@ -78,7 +78,7 @@ def evaluate(directory: Path, articles: list[Article], args: argparse.Namespace)
     from prefilter_common.scoring import Scorer, time_single_articles
 
     scorer = Scorer.load(directory)
-    scores = scorer.score(articles, args.batch_size)
+    scores = scorer.score_together(articles, args.batch_size)
     labels = np.array([article.label for article in articles])
     tokenize, forward = time_single_articles(scorer, spread_by_length(articles, args.latency_samples))
     latency = latency_summary(tokenize + forward)

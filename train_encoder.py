@@ -16,34 +16,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from prefilter_common.base_models import locate_base
 from prefilter_common.cli import HelpFormatter, configure_logging, exit_code
-from prefilter_common.files import new_directory
 from prefilter_common.packaged_encoder import PACKAGED_ENCODER
-from prefilter_common.recipe import Recipe, add_training_arguments, load_training_data
-from prefilter_common.report import summary_line
+from prefilter_common.recipe import Recipe, add_training_arguments
+from prefilter_common.training_run import train_model_directory
 
 DEFAULTS = Recipe()
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Check the input, load, train, save. Returns the exit code."""
+    """Fine-tune every weight of the encoder. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
-    recipe = Recipe.from_args(args, DEFAULTS)
-    train, val = load_training_data(args)
-    locate_base(args.model)
-    with new_directory(args.output, args.overwrite) as directory:
-        # Imported only now: torch and transformers take seconds, for which bad input need not wait.
-        from prefilter_common.checkpoints import load_base_encoder
-        from prefilter_common.runinfo import run_info
-        from prefilter_common.training import fine_tune, save_model_directory
-
-        run = run_info(argv, {"train": args.data_dir / "train.jsonl", "val": args.data_dir / "val.jsonl"})
-        checkpoint = load_base_encoder(args.model, recipe.max_length, recipe.seed)
-        metrics = fine_tune(checkpoint, train, val, recipe, scratch=directory / "epochs")
-        save_model_directory(directory, args.output, checkpoint, recipe, metrics, run)
-    print(summary_line(args.output, metrics))
+    train_model_directory(args, argv, Recipe.from_args(args, DEFAULTS))
     return 0
 
 

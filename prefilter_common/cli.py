@@ -33,7 +33,8 @@ def exit_code(main: Callable[[], int]) -> int:
     try:
         return main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if is_main_process():  # all processes of a job read the same input
+            print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: nothing was written that another script would take for finished", file=sys.stderr)
@@ -49,8 +50,14 @@ def configure_logging() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    level = logging.INFO if is_main_process() else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints: the first of a torchrun or accelerate job, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def positive_int(text: str) -> int:

@@ -43,11 +43,8 @@ def new_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     not to be overwritten, cannot be created, or is being written by another process.
     """
     target = Path(target)
-    if target.is_file():
-        raise InputError(f"{target}: is a file; name a directory")
-    if target.exists() and not overwrite and any(target.iterdir()):
-        raise InputError(f"{target}: already exists; pass --overwrite to replace it, or another --output")
-    partial = target.with_name(f".{target.name}.partial")
+    check_free(target, overwrite)
+    partial = partial_name(target)
     owner = partial / "pid"
     try:
         if partial.exists():
@@ -64,6 +61,19 @@ def new_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
         _move_into_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(target: Path, overwrite: bool = False) -> None:
+    """Raise InputError when ``new_directory`` would refuse ``target``, for what comes only after hours of work."""
+    if target.is_file():
+        raise InputError(f"{target}: is a file; name a directory")
+    if target.exists() and not overwrite and any(target.iterdir()):
+        raise InputError(f"{target}: already exists; pass --overwrite to replace it, or another --output")
+
+
+def partial_name(target: Path) -> Path:
+    """What ``new_directory`` calls ``target`` while it is being filled."""
+    return target.with_name(f".{target.name}.partial")
 
 
 def _move_into_place(partial: Path, target: Path) -> None:

@@ -50,6 +50,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
 
     add("--epochs", positive_int, "passes over the training set, at most")
     add("--batch-size", positive_int, "articles a step on each device")
+    add("--gradient-accumulation-steps", positive_int, "batches added up to one step")
     add("--learning-rate", positive_float, "peak of AdamW's learning rate")
     add("--max-length", positive_int, "tokens of an article that are read")
     add("--warmup-ratio", fraction, "share of the steps in which the rate rises")

@@ -1,12 +1,15 @@
 """Articles -> P(commerce), with any model directory."""
 
 import inspect
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
 
 from prefilter_common.articles import Article, format_input
 from prefilter_common.checkpoints import Checkpoint, commerce_index, load_checkpoint
@@ -35,7 +38,8 @@ class Scorer:
     def load(cls, directory: str | Path, device: str | torch.device | None = None) -> "Scorer":
         """Load a model directory onto ``device`` (default: CUDA where there is one, else the CPU)."""
         if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            local_rank = os.environ.get("LOCAL_RANK", "0")
+            device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
         return cls(load_checkpoint(Path(directory)), torch.device(device))
 
     def tokenize(self, articles: Sequence[Article]) -> list[Encoding]:
@@ -63,10 +67,25 @@ class Scorer:
 
         Batches are made of articles of like length, so that hardly any arithmetic is spent on padding.
         """
+        return self._score_shard(articles, batch_size, 0, 1)
+
+    def score_together(self, articles: Sequence[Article], batch_size: int = 32) -> np.ndarray:
+        """``score``, its batches shared out among the processes of a torchrun or accelerate job.
+
+        Every process has to call it with the same articles and gets all their scores. The batches are those of
+        ``score``, so the scores are the same to the bit.
+        """
+        state = PartialState(cpu=self.device.type == "cpu")
+        scores = self._score_shard(articles, batch_size, state.process_index, state.num_processes)
+        # Each process leaves the others' scores at zero.
+        total = torch.from_numpy(scores).to(state.device)
+        return reduce(total, "sum").cpu().numpy() if state.num_processes > 1 else scores
+
+    def _score_shard(self, articles: Sequence[Article], batch_size: int, index: int, count: int) -> np.ndarray:
         encodings = self.tokenize(articles) if articles else []
         by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]["input_ids"]))
-        scores = np.empty(len(encodings))
-        for start in range(0, len(by_length), batch_size):
+        scores = np.zeros(len(encodings))
+        for start in range(index * batch_size, len(by_length), count * batch_size):
             batch = by_length[start : start + batch_size]
             scores[batch] = self.forward([encodings[i] for i in batch])
         return scores

@@ -29,9 +29,10 @@ from transformers import (
 
 from prefilter_common.articles import Article, format_input
 from prefilter_common.checkpoints import Checkpoint
-from prefilter_common.cli import InputError
+from prefilter_common.cli import InputError, is_main_process
 from prefilter_common.files import write_json, write_text
 from prefilter_common.metrics import classification_metrics
+from prefilter_common.processes import wait_for_all
 from prefilter_common.recipe import PATIENCE, Recipe
 from prefilter_common.report import model_card
 from prefilter_common.runinfo import peak_memory_mib
@@ -84,6 +85,7 @@ def fine_tune(checkpoint: Checkpoint, train: list[Article], val: list[Article], 
         callbacks=[EarlyStoppingCallback(PATIENCE), _ProgressLog()],
     )
     trainer.remove_callback(PrinterCallback)
+    _log_plan(checkpoint, recipe, len(train), trainer.args.world_size)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
@@ -91,7 +93,9 @@ def fine_tune(checkpoint: Checkpoint, train: list[Article], val: list[Article], 
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
-    shutil.rmtree(scratch, ignore_errors=True)
+    wait_for_all()  # before the weights that another process may still be reading back are deleted
+    if is_main_process():
+        shutil.rmtree(scratch, ignore_errors=True)
 
     curve = [_finite(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
     evaluations = [entry for entry in curve if "eval_f1" in entry]
@@ -152,6 +156,8 @@ def _training_arguments(recipe: Recipe, scratch: Path) -> TrainingArguments:
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
         seed=recipe.seed,
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],  # not to be seen in a PEFT model's signature
         eval_strategy="epoch",
         save_strategy="epoch",
         save_only_model=True,
@@ -162,6 +168,17 @@ def _training_arguments(recipe: Recipe, scratch: Path) -> TrainingArguments:
         logging_nan_inf_filter=False,
         disable_tqdm=True,
         report_to="none",
+    )
+
+
+def _log_plan(checkpoint: Checkpoint, recipe: Recipe, n_articles: int, n_processes: int) -> None:
+    sizes = [(p.numel(), p.requires_grad) for p in checkpoint.model.parameters()]
+    total, trainable = sum(n for n, _ in sizes) / 1e6, sum(n for n, trained in sizes if trained) / 1e6
+    effective = recipe.batch_size * recipe.gradient_accumulation_steps * n_processes
+    log.info(
+        f"{n_articles} articles, {recipe.epochs} epochs | {total:.1f} M parameters, {trainable:.2f} M trainable | "
+        f"{recipe.precision} | effective batch {effective} = {recipe.batch_size} articles x "
+        f"{recipe.gradient_accumulation_steps} accumulation steps x {n_processes} processes"
     )
 
 

@@ -1,0 +1,37 @@
+"""Several processes on one job, as torchrun and accelerate launch start them: who writes, who waits."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from prefilter_common.cli import is_main_process
+from prefilter_common.files import new_directory, partial_name
+
+
+def process_count() -> int:
+    """How many processes the job has."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def wait_for_all() -> None:
+    """Return when every process of the job has come here."""
+    if process_count() > 1:
+        import torch
+        from accelerate import PartialState
+
+        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
+
+@contextmanager
+def shared_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """``new_directory`` for a job of several processes: the main one makes it, all see it, none leaves early."""
+    if not is_main_process():
+        wait_for_all()
+        yield partial_name(target)
+        wait_for_all()
+        return
+    with new_directory(target, overwrite) as directory:
+        wait_for_all()
+        yield directory
+        wait_for_all()
