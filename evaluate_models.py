@@ -21,8 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.cli import HelpFormatter, InputError, configure_logging, exit_code, positive_int
+from prefilter_common.cli import (
+    HelpFormatter,
+    InputError,
+    configure_logging,
+    exit_code,
+    is_main_process,
+    positive_int,
+)
 from prefilter_common.files import model_directories, write_json, write_json_lines
+from prefilter_common.processes import wait_for_all
 from prefilter_common.report import percent, table
 
 if TYPE_CHECKING:
@@ -50,10 +58,13 @@ def main(argv: list[str] | None = None) -> int:
             log.error(f"{directory.name}: {error}", exc_info=not isinstance(error, InputError))
             results[directory.name] = {"error": f"{type(error).__name__}: {error}"}
         else:
-            write_json_lines(args.output / "predictions" / f"{directory.name}.jsonl", predictions(articles, scores))
-    write_json(args.output / "evaluation_results.json", results)
+            if is_main_process():
+                path = args.output / "predictions" / f"{directory.name}.jsonl"
+                write_json_lines(path, predictions(articles, scores))
     models = {name: row for name, row in results.items() if name != "_run"}
-    print(summary(models, len(articles)))
+    if is_main_process():
+        write_json(args.output / "evaluation_results.json", results)
+        print(summary(models, len(articles)))
     return 1 if any("error" in row for row in models.values()) else 0
 
 
@@ -80,7 +91,12 @@ def evaluate(directory: Path, articles: list[Article], args: argparse.Namespace)
     scorer = Scorer.load(directory)
     scores = scorer.score_together(articles, args.batch_size)
     labels = np.array([article.label for article in articles])
+    # Every process of a job times, but only the first one's row is written: the others wait, so as not to disturb.
+    if not is_main_process():
+        wait_for_all()
     tokenize, forward = time_single_articles(scorer, spread_by_length(articles, args.latency_samples))
+    if is_main_process():
+        wait_for_all()
     latency = latency_summary(tokenize + forward)
     row = {
         **classification_metrics(labels, scores, scorer.checkpoint.contract.thresholds["default"]),

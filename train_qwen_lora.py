@@ -14,6 +14,7 @@ Progress goes to stderr; the last line on stdout is one JSON object with the val
 """
 
 import argparse
+import json
 import shutil
 import sys
 from dataclasses import replace
@@ -30,8 +31,9 @@ from prefilter_common.cli import (
     is_main_process,
     positive_int,
 )
-from prefilter_common.files import check_free, new_directory
+from prefilter_common.files import check_free, new_directory, write_text
 from prefilter_common.recipe import Recipe, add_training_arguments
+from prefilter_common.report import model_card
 from prefilter_common.training_run import train_model_directory
 
 if TYPE_CHECKING:
@@ -99,16 +101,21 @@ def with_lora(checkpoint: "Checkpoint", args: argparse.Namespace) -> "Checkpoint
 
 
 def merge(adapter: Path, overwrite: bool) -> None:
-    """Write ``<adapter>-merged``: base and adapter added up in float32, a plain checkpoint."""
+    """Write ``<adapter>-merged``: base and adapter added up in float32, a plain checkpoint with the same records."""
     from prefilter_common.checkpoints import load_checkpoint
 
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{adapter}: holds no adapter_config.json, so no adapter; name a directory that does")
-    with new_directory(merged_name(adapter), overwrite) as directory:
-        load_checkpoint(adapter).save(directory)
-        for name in ("training_metrics.json", "run.json"):
-            if (adapter / name).is_file():
-                shutil.copy(adapter / name, directory / name)
+    target = merged_name(adapter)
+    with new_directory(target, overwrite) as directory:
+        checkpoint = load_checkpoint(adapter)
+        checkpoint.save(directory)
+        records = [adapter / name for name in ("training_metrics.json", "run.json")]
+        if all(record.is_file() for record in records):  # an earlier script's adapter has none
+            for record in records:
+                shutil.copy(record, directory)
+            metrics, run = (json.loads(record.read_text(encoding="utf-8")) for record in records)
+            write_text(directory / "README.md", model_card(target.as_posix(), checkpoint.contract, metrics, run))
 
 
 def merged_name(adapter: Path) -> Path:

@@ -32,11 +32,19 @@ def summary_line(output: Path, metrics: dict) -> str:
     return json.dumps({"model": str(output), **{key: metrics[key] for key in keys}}, separators=(",", ":"))
 
 
-def model_card(name: str, contract: "Contract", metrics: dict, run: dict) -> str:
-    """README.md of a model directory."""
+def model_card(name: str, contract: "Contract", metrics: dict, run: dict, adapter: bool = False) -> str:
+    """README.md of a model directory; ``adapter`` when it holds a LoRA adapter, not a whole checkpoint."""
     data = run["data"]["train"]
+    loading = (
+        f"""from peft import AutoPeftModelForSequenceClassification
+    model = AutoPeftModelForSequenceClassification.from_pretrained("{name}")"""
+        if adapter
+        else f"""from transformers import pipeline
+    classify = pipeline("text-classification", model="{name}", truncation=True)
+    classify("[TITLE] Half price today [CONTENT] Order now and save.")"""
+    )
     return f"""---
-library_name: transformers
+library_name: {"peft" if adapter else "transformers"}
 pipeline_tag: text-classification
 base_model: {contract.base_model}
 ---
@@ -53,11 +61,9 @@ Fine-tuned from `{contract.base_model}` on {metrics["train_articles"]} articles
 
 The epoch was chosen on these same articles, so the figures flatter; judge the model by its test results.
 
-    from transformers import pipeline
-    classify = pipeline("text-classification", model="{name}", truncation=True)
-    classify("[TITLE] Half price today [CONTENT] Order now and save.")
+    {loading}
 
-Input: `[TITLE] {{title}} [CONTENT] {{content}}`, cut at {contract.max_length} tokens. Labels: 0 journalism, 1 commerce.
+Input: `{contract.input_format}`, cut at {contract.max_length} tokens. Labels: 0 journalism, 1 commerce.
 `prefilter.json` holds this contract, `training_metrics.json` the curve, `run.json` how it was made:
 
     {run["command"]}

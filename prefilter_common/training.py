@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
+from peft import PeftModel
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorWithPadding,
@@ -85,6 +86,9 @@ def fine_tune(checkpoint: Checkpoint, train: list[Article], val: list[Article], 
         callbacks=[EarlyStoppingCallback(PATIENCE), _ProgressLog()],
     )
     trainer.remove_callback(PrinterCallback)
+    # A decoder's forward takes the arguments of a token-wise loss, from which the trainer concludes that the loss is a
+    # sum over the global batch and scales it by processes and accumulation steps. A classifier's is a mean.
+    trainer.model_accepts_loss_kwargs = False
     _log_plan(checkpoint, recipe, len(train), trainer.args.world_size)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -97,7 +101,7 @@ def fine_tune(checkpoint: Checkpoint, train: list[Article], val: list[Article], 
     if is_main_process():
         shutil.rmtree(scratch, ignore_errors=True)
 
-    curve = [_finite(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
+    curve = [_curve_entry(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
     evaluations = [entry for entry in curve if "eval_f1" in entry]
     best = max(evaluations, key=lambda entry: entry["eval_f1"])  # the first of equals, as the trainer keeps
     epochs = evaluations[-1]["epoch"]
@@ -137,7 +141,8 @@ def save_model_directory(
     checkpoint.save(directory)
     write_json(directory / "training_metrics.json", metrics)
     write_json(directory / "run.json", {**run, "recipe": asdict(recipe)})
-    write_text(directory / "README.md", model_card(output.as_posix(), checkpoint.contract, metrics, run))
+    card = model_card(output.as_posix(), checkpoint.contract, metrics, run, isinstance(checkpoint.model, PeftModel))
+    write_text(directory / "README.md", card)
 
 
 def _training_arguments(recipe: Recipe, scratch: Path) -> TrainingArguments:
@@ -191,14 +196,19 @@ def _encode(checkpoint: Checkpoint, articles: list[Article]) -> Dataset:
 
 
 def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    logits = prediction.predictions
-    difference = (logits[:, 1] - logits[:, 0]).astype(np.float64)
-    # score >= 0.5 exactly where the commerce logit is the larger: the sigmoid itself adds nothing here
-    metrics = classification_metrics(prediction.label_ids, difference, threshold=0.0)
-    return {key: metrics[key] for key in ("accuracy", "f1", "precision", "recall")}
+    logits = prediction.predictions.astype(np.float64)
+    # The trainer's own loss counts the articles twice with which it evens out the batches of several processes.
+    log_loss = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(logits)), prediction.label_ids]
+    # commerce where its logit is the larger: a probability of 0.5 or more
+    metrics = classification_metrics(prediction.label_ids, logits[:, 1] - logits[:, 0], threshold=0.0)
+    kept = {key: metrics[key] for key in ("accuracy", "f1", "precision", "recall")}
+    return {"log_loss": float(log_loss.mean()), **kept}
 
 
-def _finite(entry: dict) -> dict:
+def _curve_entry(entry: dict) -> dict:
+    if "eval_log_loss" in entry:
+        entry = {**entry, "eval_loss": entry["eval_log_loss"]}
+        del entry["eval_log_loss"]
     return {key: value if math.isfinite(value) else None for key, value in entry.items()}
 
 
@@ -279,6 +289,6 @@ class _ProgressLog(TrainerCallback):
         if state.is_world_process_zero:
             log.info(
                 f"epoch {state.epoch:.0f} | validation f1 {self.f1} | precision {metrics['eval_precision']:.3f} | "
-                f"recall {metrics['eval_recall']:.3f} | loss {metrics['eval_loss']:.4f}"
+                f"recall {metrics['eval_recall']:.3f} | loss {metrics['eval_log_loss']:.4f}"
             )
         self.mark = (state.global_step, time.perf_counter())

@@ -12,12 +12,27 @@ sys.path.insert(0, str(ROOT))
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast  # noqa: E402
+from transformers import (  # noqa: E402
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
 
 from prefilter_common.articles import load_articles  # noqa: E402
 from prefilter_common.cli import exit_code  # noqa: E402
 
 SPLITS = ROOT / "splits"
+
+CHECKPOINT = {"config.json", "model.safetensors"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
+RECORDS = {"prefilter.json", "run.json", "tokenizer.json", "tokenizer_config.json", "training_metrics.json"}
+FILES = CHECKPOINT | RECORDS | {"README.md"}
 
 
 @pytest.fixture(scope="session")
@@ -26,24 +41,83 @@ def texts():
 
 
 @pytest.fixture(scope="session")
-def tiny_encoder(tmp_path_factory, texts):
-    """A BERT with an XLM-R style unigram vocabulary, as multilingual MiniLM is one; 0.1 M parameters."""
-    path = tmp_path_factory.mktemp("base") / "tiny-minilm"
+def tiny_models(tmp_path_factory, texts):
+    """Family -> directory of a base model of its architecture and kind of tokenizer, about 0.1 M parameters."""
+    folder = tmp_path_factory.mktemp("base")
+    makers = {"distilbert": distilbert, "minilm": minilm, "xlm-roberta": xlm_roberta, "qwen": qwen}
+    for name, make in makers.items():
+        torch.manual_seed(0)
+        model, tokenizer = make(texts)
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return {name: folder / name for name in makers}
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tiny_models):
+    return tiny_models["minilm"]
+
+
+# A wide initialisation lets untrained layers tell texts apart already.
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+SIZES["initializer_range"] = 0.3
+
+
+def minilm(texts):
+    """A BERT with an XLM-R vocabulary, as multilingual MiniLM is one; no pooler, as the packaged encoder has none."""
     tokenizer = unigram_tokenizer(texts)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        initializer_range=0.3,  # so that untrained layers already tell texts apart
+    config = BertConfig(vocab_size=len(tokenizer), max_position_embeddings=128, pad_token_id=1, **SIZES)
+    return BertModel(config, add_pooling_layer=False), tokenizer
+
+
+def xlm_roberta(texts):
+    tokenizer = unigram_tokenizer(texts)
+    config = XLMRobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=130, pad_token_id=1, **SIZES)
+    return XLMRobertaForMaskedLM(config), tokenizer
+
+
+def distilbert(texts):
+    """With a tokenizer that emits token_type_ids, which DistilBERT does not take."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    tokenizer.train_from_iterator(
+        texts, trainers.WordPieceTrainer(vocab_size=2000, special_tokens=special, show_progress=False)
     )
-    BertModel(config, add_pooling_layer=False).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    config = DistilBertConfig(
+        vocab_size=2000,
+        dim=32,
+        n_layers=2,
+        n_heads=4,
+        hidden_dim=64,
+        max_position_embeddings=128,
+        initializer_range=0.3,
+    )
+    return DistilBertForMaskedLM(config), PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_input_names=inputs, **names
+    )
+
+
+def qwen(texts):
+    """A bfloat16 language model with byte-level BPE and no padding token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=2000, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        ),
+    )
+    config = Qwen2Config(vocab_size=2000, num_key_value_heads=2, max_position_embeddings=256, **SIZES)
+    model = Qwen2ForCausalLM(config).to(torch.bfloat16)
+    return model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
 def unigram_tokenizer(texts):

@@ -6,23 +6,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, TRAIN_FLAGS, call, write_jsonl
+from conftest import FILES, ROOT, TRAIN_FLAGS, call, write_jsonl
 from transformers import pipeline
 
 import train_encoder
 from prefilter_common.articles import format_input, load_articles
 from prefilter_common.scoring import Scorer
-
-FILES = {
-    "README.md",
-    "config.json",
-    "model.safetensors",
-    "prefilter.json",
-    "run.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "training_metrics.json",
-}
 
 
 def read(path):
