@@ -75,21 +75,16 @@ def fine_tune(checkpoint: Checkpoint, train: list[Article], val: list[Article], 
     """
     recipe = replace(recipe, precision=resolve_precision(recipe))
     set_seed(recipe.seed)
-    val = sorted(val, key=lambda article: len(format_input(article)))  # evaluated in order, so in like-length batches
-    trainer = _LengthGroupedTrainer(
-        model=checkpoint.model,
-        args=_training_arguments(recipe, scratch),
-        train_dataset=_encode(checkpoint, train),
-        eval_dataset=_encode(checkpoint, val),
-        data_collator=DataCollatorWithPadding(checkpoint.tokenizer),
-        compute_metrics=_eval_metrics,
-        callbacks=[EarlyStoppingCallback(PATIENCE), _ProgressLog()],
+    progress = _ProgressLog()
+    trainer = _trainer(checkpoint, train, val, recipe, scratch, progress)
+    n_parameters, n_trainable = _count_parameters(checkpoint)
+    effective_batch = recipe.batch_size * recipe.gradient_accumulation_steps * trainer.args.world_size
+    log.info(
+        f"{len(train)} articles, {recipe.epochs} epochs | {n_parameters / 1e6:.1f} M parameters, "
+        f"{n_trainable / 1e6:.2f} M trainable | {recipe.precision} | effective batch {effective_batch} = "
+        f"{recipe.batch_size} articles x {recipe.gradient_accumulation_steps} accumulation steps x "
+        f"{trainer.args.world_size} processes"
     )
-    trainer.remove_callback(PrinterCallback)
-    # A decoder's forward takes the arguments of a token-wise loss, from which the trainer concludes that the loss is a
-    # sum over the global batch and scales it by processes and accumulation steps. A classifier's is a mean.
-    trainer.model_accepts_loss_kwargs = False
-    _log_plan(checkpoint, recipe, len(train), trainer.args.world_size)
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
@@ -100,23 +95,59 @@ def fine_tune(checkpoint: Checkpoint, train: list[Article], val: list[Article], 
     wait_for_all()  # before the weights that another process may still be reading back are deleted
     if is_main_process():
         shutil.rmtree(scratch, ignore_errors=True)
-
-    curve = [_curve_entry(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
-    evaluations = [entry for entry in curve if "eval_f1" in entry]
-    best = max(evaluations, key=lambda entry: entry["eval_f1"])  # the first of equals, as the trainer keeps
-    epochs = evaluations[-1]["epoch"]
     return {
-        **{key: best[key] for key in EVAL_KEYS},
-        "epoch": epochs,
-        "best_epoch": best["epoch"],
+        **_best_and_curve(trainer.state.log_history),
         "train_articles": len(train),
         "val_articles": len(val),
         "steps": trainer.state.global_step,
         "train_seconds": round(seconds, 1),
-        "train_articles_per_second": round(len(train) * epochs / seconds, 2),
+        "median_step_seconds": round(float(np.median(progress.step_seconds)), 4),
+        "train_articles_per_second": round(
+            effective_batch * len(progress.step_seconds) / sum(progress.step_seconds), 2
+        ),
+        "effective_batch_size": effective_batch,
+        "parameters": n_parameters,
+        "trainable_parameters": n_trainable,
         "precision": recipe.precision,
         "peak_memory_mib": round(peak_memory_mib()),
         "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else None,
+    }
+
+
+def _trainer(
+    checkpoint: Checkpoint,
+    train: list[Article],
+    val: list[Article],
+    recipe: Recipe,
+    scratch: Path,
+    progress: TrainerCallback,
+) -> Trainer:
+    val = sorted(val, key=lambda article: len(format_input(article)))  # evaluated in order, so in like-length batches
+    trainer = _LengthGroupedTrainer(
+        model=checkpoint.model,
+        args=_training_arguments(recipe, scratch),
+        train_dataset=_encode(checkpoint, train),
+        eval_dataset=_encode(checkpoint, val),
+        data_collator=DataCollatorWithPadding(checkpoint.tokenizer),
+        compute_metrics=_eval_metrics,
+        callbacks=[EarlyStoppingCallback(PATIENCE), progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    # A decoder's forward takes the arguments of a token-wise loss, from which the trainer concludes that the loss is a
+    # sum over the global batch and scales it by processes and accumulation steps. A classifier's is a mean.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
+
+
+def _best_and_curve(log_history: list[dict]) -> dict:
+    """The best epoch's figures, as the trainer chose it: the first of the highest F1."""
+    curve = [_curve_entry(entry) for entry in log_history if "loss" in entry or "eval_f1" in entry]
+    evaluations = [entry for entry in curve if "eval_f1" in entry]
+    best = max(evaluations, key=lambda entry: entry["eval_f1"])
+    return {
+        **{key: best[key] for key in EVAL_KEYS},
+        "epoch": evaluations[-1]["epoch"],
+        "best_epoch": best["epoch"],
         "curve": curve,
     }
 
@@ -176,15 +207,9 @@ def _training_arguments(recipe: Recipe, scratch: Path) -> TrainingArguments:
     )
 
 
-def _log_plan(checkpoint: Checkpoint, recipe: Recipe, n_articles: int, n_processes: int) -> None:
+def _count_parameters(checkpoint: Checkpoint) -> tuple[int, int]:
     sizes = [(p.numel(), p.requires_grad) for p in checkpoint.model.parameters()]
-    total, trainable = sum(n for n, _ in sizes) / 1e6, sum(n for n, trained in sizes if trained) / 1e6
-    effective = recipe.batch_size * recipe.gradient_accumulation_steps * n_processes
-    log.info(
-        f"{n_articles} articles, {recipe.epochs} epochs | {total:.1f} M parameters, {trainable:.2f} M trainable | "
-        f"{recipe.precision} | effective batch {effective} = {recipe.batch_size} articles x "
-        f"{recipe.gradient_accumulation_steps} accumulation steps x {n_processes} processes"
-    )
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
 def _encode(checkpoint: Checkpoint, articles: list[Article]) -> Dataset:
@@ -262,7 +287,16 @@ class _ProgressLog(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
         self.f1, self.started, self.mark = "–", time.perf_counter(), (0, time.perf_counter())
+        self.step_seconds: list[float] = []
         self.step_articles = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
+        self.step_started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.step_seconds.append(time.perf_counter() - self.step_started)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **_) -> None:
         if "loss" not in logs or not state.is_world_process_zero:
