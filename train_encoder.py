@@ -3,7 +3,8 @@
 
 Any Hugging Face encoder serves: DistilBERT, MiniLM, XLM-R by hub name, a directory, or the packaged encoder (the
 default), which needs no model hub. Writes one model directory, complete or not at all: the checkpoint, prefilter.json
-(how to feed it), training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
+(how to feed it, and its temperature), validation_predictions.jsonl (from which evaluation chooses thresholds),
+training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
 
     python train_encoder.py --learning-rate 1e-4
     python train_encoder.py --model distilbert-base-multilingual-cased --output models/distilbert --data-dir splits
@@ -38,10 +39,12 @@ def main(argv: list[str] | None = None) -> int:
         from prefilter_common.checkpoints import load_base_encoder
         from prefilter_common.runinfo import run_info
         from prefilter_common.training import fine_tune, save_model_directory
+        from prefilter_common.validation import calibrate
 
         run = run_info(argv, {"train": args.data_dir / "train.jsonl", "val": args.data_dir / "val.jsonl"})
         checkpoint = load_base_encoder(args.model, recipe.max_length, recipe.seed)
         metrics = fine_tune(checkpoint, train, val, recipe, scratch=directory / "epochs")
+        checkpoint = calibrate(checkpoint, val, directory)
         save_model_directory(directory, args.output, checkpoint, recipe, metrics, run)
     print(summary_line(args.output, metrics))
     return 0

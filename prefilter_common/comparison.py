@@ -93,6 +93,8 @@ def compare_with_best(
     Returns:
         ``best``, ``n_articles`` and ``models``: for each of the others the difference, the tests and a ``verdict``.
     """
+    if not decisions:
+        return {"best": None, "n_articles": len(labels), "models": {}}
     best = max(f1, key=f1.__getitem__)
     others = [name for name in decisions if name != best]
     right = {name: decided == (labels == COMMERCE) for name, decided in decisions.items()}
