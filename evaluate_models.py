@@ -236,13 +236,16 @@ def compare(
         traffic, queues = evaluation.traffic_section(data.traffic, data.test, models, pair)
         for name, queue in queues.items():
             write_json_lines(args.output / f"review_queue_{name}.jsonl", queue)
+    choice = choose({name: choosable(rows[name]) for name in models})
+    choice["cautions"] += evaluation.traffic_cautions(choice, traffic)
     sections = {
+        "_settings": {"target_precision": args.target_precision, "seed": args.seed},
         "_test": {"n_articles": len(labels), "n_commerce": int(labels.sum())},
         "_baseline": baseline and baseline[0],
         "_comparison": compare_with_best(labels, decisions, f1, args.seed),
         "_integrity": integrity,
         "_traffic": traffic,
-        "_choice": choose({name: choosable(rows[name]) for name in models}),
+        "_choice": choice,
         "_warnings": evaluation.warnings_of(integrity, traffic, models),
     }
     return sections, {name: evaluation.worst_errors(data.test, model) for name, model in models.items()}

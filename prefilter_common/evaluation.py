@@ -11,7 +11,7 @@ from prefilter_common.articles import COMMERCE, Article
 from prefilter_common.calibration import calibration_summary
 from prefilter_common.comparison import paired_f1_difference
 from prefilter_common.metrics import classification_metrics, ranking_metrics, threshold_metrics
-from prefilter_common.operating_points import DEFAULT, SWEEP, curve, judge_points
+from prefilter_common.operating_points import DEFAULT, HIGH_PRECISION, SWEEP, curve, judge_points
 from prefilter_common.slices import article_slices, slice_metrics, token_slices, uncovered, worst_slice
 from prefilter_common.text_features import baseline_scores, shared_articles
 from prefilter_common.traffic import compare_traffic, flag_rates, review_queue, traffic_slices
@@ -77,7 +77,10 @@ def model_row(articles: Sequence[Article], model: Scored, seed: int) -> dict:
 
 
 def baseline_row(train: Sequence[Article], articles: Sequence[Article], seed: int) -> tuple[dict, np.ndarray] | None:
-    """The floor and its (n,) decisions, or None where the training articles are too few to have words in common."""
+    """The floor and its (n,) decisions, or None where the training articles are too few or all of one label."""
+    if len(np.unique(labels_of(train))) < 2:
+        log.warning("no baseline: the training articles are all of one label")
+        return None
     try:
         scores = baseline_scores(train, articles)
     except ValueError as error:
@@ -161,7 +164,22 @@ def warnings_of(integrity: dict | None, traffic: dict | None, models: Mapping[st
     bare = [name for name, model in models.items() if set(model.thresholds) == {DEFAULT}]
     if bare:
         found.append(f"only the default threshold for {', '.join(bare)}: no validation scores, pass --val-data")
+    without = [name for name, model in models.items() if name not in bare and HIGH_PRECISION not in model.thresholds]
+    if without:
+        found.append(
+            f"no high_precision threshold for {', '.join(without)}: none reaches the target on validation data"
+        )
     return found
+
+
+def traffic_cautions(choice: Mapping, traffic: dict | None) -> list[str]:
+    """Where the selected model flags the traffic otherwise than another model: one of the two is wrong there."""
+    return [
+        compared["verdict"]
+        for pair in (traffic["pairs"] if traffic else [])
+        for point, compared in pair["points"].items()
+        if choice["selected"] in pair["models"] and point == choice["operating_point"] and compared["differ"]
+    ]
 
 
 def worst_errors(articles: Sequence[Article], model: Scored) -> list[dict]:

@@ -18,16 +18,18 @@ MAX_CURVE_POINTS = 200
 def choose_thresholds(labels: np.ndarray, scores: np.ndarray, target_precision: float) -> dict[str, float]:
     """The named operating points, from (n,) validation labels and scores.
 
-    ``best_f1`` has the highest F1 there. ``high_precision`` is the lowest threshold whose precision has a 95 %
-    interval that lies at or above ``target_precision``; it is left out where no threshold reaches that, which with
-    fewer than 73 commerce articles and a target of 0.95 not even a perfect model does.
+    ``best_f1`` has the highest F1 there, and of equals lies nearest to 0.5. ``high_precision`` is the lowest threshold
+    whose precision has a 95 % interval that lies at or above ``target_precision``; it is left out where no threshold
+    reaches that, which with fewer than 73 commerce articles and a target of 0.95 not even a perfect model does.
     """
     present = np.unique(scores)
     # Halfway between two scores: a threshold on a score itself would be decided by rounding.
     candidates = np.append(0.0, (present[1:] + present[:-1]) / 2)
     counts = counts_at(labels, scores, candidates)
     tp, fp, fn, _ = counts
-    points = {BEST_F1: float(candidates[np.argmax(2 * tp / np.maximum(2 * tp + fp + fn, 1))])}
+    f1 = 2 * tp / np.maximum(2 * tp + fp + fn, 1)
+    best = candidates[f1 == f1.max()]
+    points = {BEST_F1: float(best[np.argmin(np.abs(best - 0.5))])}
     reached = candidates[count_intervals(*counts)["precision"][0] >= target_precision]
     if len(reached):
         points[HIGH_PRECISION] = float(reached[0])
