@@ -9,6 +9,7 @@ from sklearn.metrics import f1_score
 import evaluate_models
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.checkpoints import Contract
+from prefilter_common.evaluation import baseline_row, traffic_cautions
 from prefilter_common.scoring import Scorer
 
 
@@ -131,6 +132,7 @@ def with_traffic(models_dir, data_dir, tmp_path_factory):
     shutil.copytree(models_dir / "first", path / "legacy")
     (path / "legacy" / "prefilter.json").unlink()
     (path / "legacy" / "validation_predictions.jsonl").unlink()
+    (path / "legacy" / "cpu_benchmark.json").unlink(missing_ok=True)  # another test may have left one
     rows = [{"label": int(i < 90), "score": 0.9 if i < 90 else 0.2} for i in range(180)]
     write_jsonl(path / "first" / "validation_predictions.jsonl", rows)
     (path / "first" / "cpu_benchmark.json").write_text('{"avg_ms": 12.5}')
@@ -198,3 +200,15 @@ def test_bad_flags_of_the_comparison_write_nothing(models_dir, data_dir, tmp_pat
     base = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
     assert call(evaluate_models, base + flags) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_the_choice_warns_where_the_traffic_disagrees():
+    pair = {"models": ["a", "b"], "points": {"default": {"differ": True, "verdict": "a and b DIFFER"}}}
+    choice = {"selected": "a", "operating_point": "default"}
+    assert traffic_cautions(choice, {"pairs": [pair]}) == ["a and b DIFFER"]
+    assert traffic_cautions({**choice, "selected": None}, {"pairs": [pair]}) == traffic_cautions(choice, None) == []
+
+
+def test_training_articles_of_one_label_give_no_floor(caplog):
+    articles = [Article("t", "c", 0)] * 3
+    assert baseline_row(articles, articles, 0) is None and "all of one label" in caplog.text
