@@ -3,7 +3,8 @@
 
 Any Hugging Face encoder serves: DistilBERT, MiniLM, XLM-R by hub name, a directory, or the packaged encoder (the
 default), which needs no model hub. Writes one model directory, complete or not at all: the checkpoint, prefilter.json
-(how to feed it), training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
+(how to feed it, and its temperature), validation_predictions.jsonl (from which evaluation chooses thresholds),
+training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
 
     python train_encoder.py --learning-rate 1e-4
     python train_encoder.py --model distilbert-base-multilingual-cased --output models/distilbert --data-dir splits

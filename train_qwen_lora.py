@@ -3,8 +3,9 @@
 
 The base model stays as it is; low-rank updates of its attention projections and a two-label head are trained
 (LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685). Writes one model directory, complete or not at all: adapter
-and head, tokenizer, prefilter.json (how to feed it), training_metrics.json (curve and speed), run.json (provenance),
-README.md (model card). --merge also writes <output>-merged, a plain checkpoint that needs neither base nor PEFT.
+and head, tokenizer, prefilter.json (how to feed it, and its temperature), validation_predictions.jsonl (from which
+evaluation chooses thresholds), training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
+--merge also writes <output>-merged, a plain checkpoint that needs neither base nor PEFT.
 
     python train_qwen_lora.py --output models/qwen-lora --data-dir splits
     python train_qwen_lora.py --batch-size 4 --gradient-accumulation-steps 2
@@ -103,6 +104,7 @@ def with_lora(checkpoint: "Checkpoint", args: argparse.Namespace) -> "Checkpoint
 def merge(adapter: Path, overwrite: bool) -> None:
     """Write ``<adapter>-merged``: base and adapter added up in float32, a plain checkpoint with the same records."""
     from prefilter_common.checkpoints import load_checkpoint
+    from prefilter_common.operating_points import VALIDATION_FILE
 
     if not (adapter / "adapter_config.json").is_file():
         raise InputError(f"{adapter}: holds no adapter_config.json, so no adapter; name a directory that does")
@@ -110,11 +112,11 @@ def merge(adapter: Path, overwrite: bool) -> None:
     with new_directory(target, overwrite) as directory:
         checkpoint = load_checkpoint(adapter)
         checkpoint.save(directory)
-        records = [adapter / name for name in ("training_metrics.json", "run.json")]
+        records = [adapter / name for name in ("training_metrics.json", "run.json", VALIDATION_FILE)]
         if all(record.is_file() for record in records):  # an earlier script's adapter has none
             for record in records:
                 shutil.copy(record, directory)
-            metrics, run = (json.loads(record.read_text(encoding="utf-8")) for record in records)
+            metrics, run = (json.loads(record.read_text(encoding="utf-8")) for record in records[:2])
             write_text(directory / "README.md", model_card(target.as_posix(), checkpoint.contract, metrics, run))
 
 

@@ -13,6 +13,7 @@ from accelerate.utils import reduce
 
 from prefilter_common.articles import Article, format_input
 from prefilter_common.checkpoints import Checkpoint, commerce_index, load_checkpoint
+from prefilter_common.cli import InputError
 
 Encoding = dict[str, list[int]]
 
@@ -91,8 +92,15 @@ class Scorer:
         return scores
 
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
-        """Whether the article's score reaches the named operating point of the contract."""
-        return bool(self.score([article])[0] >= self.checkpoint.contract.thresholds[threshold])
+        """Whether the article's score reaches the named operating point of the contract.
+
+        Every model has ``default``; evaluation adds ``best_f1`` and, where validation supports it, ``high_precision``.
+        Raises InputError for one that the model does not have.
+        """
+        thresholds = self.checkpoint.contract.thresholds
+        if threshold not in thresholds:
+            raise InputError(f"no operating point {threshold!r}; this model has {', '.join(thresholds)}")
+        return bool(self.score([article])[0] >= thresholds[threshold])
 
 
 def time_single_articles(

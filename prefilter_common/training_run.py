@@ -40,6 +40,7 @@ def train_model_directory(
         from prefilter_common.checkpoints import load_base_model
         from prefilter_common.runinfo import run_info
         from prefilter_common.training import fine_tune, save_model_directory
+        from prefilter_common.validation import calibrate
 
         run = run_info(argv, {"train": args.data_dir / "train.jsonl", "val": args.data_dir / "val.jsonl"})
         checkpoint = load_base_model(args.model, recipe.max_length, recipe.seed)
@@ -47,6 +48,7 @@ def train_model_directory(
             checkpoint = adapt(checkpoint)
         metrics = fine_tune(checkpoint, train, val, recipe, scratch=directory / "epochs")
         if is_main_process():
+            checkpoint = calibrate(checkpoint, val, directory)
             save_model_directory(directory, args.output, checkpoint, recipe, metrics, run)
     if is_main_process():
         print(summary_line(args.output, metrics))

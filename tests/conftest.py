@@ -31,8 +31,9 @@ SPLITS = ROOT / "splits"
 
 CHECKPOINT = {"config.json", "model.safetensors"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
-RECORDS = {"prefilter.json", "run.json", "tokenizer.json", "tokenizer_config.json", "training_metrics.json"}
-FILES = CHECKPOINT | RECORDS | {"README.md"}
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
+RECORDS = {"README.md", "prefilter.json", "run.json", "training_metrics.json", "validation_predictions.jsonl"}
+FILES = CHECKPOINT | TOKENIZER | RECORDS
 
 
 @pytest.fixture(scope="session")

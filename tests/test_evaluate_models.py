@@ -8,6 +8,8 @@ from sklearn.metrics import f1_score
 
 import evaluate_models
 from prefilter_common.articles import Article, load_articles
+from prefilter_common.checkpoints import Contract
+from prefilter_common.evaluation import baseline_row, traffic_cautions
 from prefilter_common.scoring import Scorer
 
 
@@ -35,7 +37,7 @@ def evaluated(models_dir, data_dir, tmp_path_factory):
 def test_a_broken_directory_is_an_error_row_and_the_others_are_evaluated(evaluated):
     code, output, results = evaluated
     assert code == 1
-    assert set(results) == {"_run", "first", "second", "broken", "notes"}
+    assert {name for name in results if name[0] != "_"} == {"first", "second", "broken", "notes"}
     assert "cannot be loaded" in results["broken"]["error"] and "no config.json" in results["notes"]["error"]
     assert sorted(p.name for p in (output / "predictions").iterdir()) == ["first.jsonl", "second.jsonl"]
 
@@ -72,8 +74,9 @@ def test_named_models_only_with_a_table_on_stdout(models_dir, data_dir, tmp_path
     flags = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path]
     assert call(evaluate_models, [*flags, "--models", "second"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["model", "F1", "precision", "recall", "accuracy", "ms/article"]
-    assert lines[2].startswith("second ") and "%" in lines[2] and len(lines) == 4
+    assert lines[0].split() == ["model", "F1", "%", "precision", "%", "recall", "%", "ms", "worst", "slice"]
+    assert lines[2].startswith("second ") and lines[3].startswith("(TF-IDF floor) ")
+    assert any(line.startswith("choice: ") for line in lines) and max(map(len, lines)) <= 100
 
 
 @pytest.mark.parametrize(
@@ -119,3 +122,93 @@ def test_the_latency_sample_spans_the_lengths():
     sample = [len(a.content) for a in evaluate_models.spread_by_length(articles[::-1], 10)]
     assert sample == list(range(5, 100, 10))
     assert len(evaluate_models.spread_by_length(articles[:3], 10)) == 3
+
+
+@pytest.fixture(scope="module")
+def with_traffic(models_dir, data_dir, tmp_path_factory):
+    """Two models with everything on; the validation labels are such that every operating point exists."""
+    path, output = tmp_path_factory.mktemp("zoo"), tmp_path_factory.mktemp("results")
+    shutil.copytree(models_dir / "first", path / "first")
+    shutil.copytree(models_dir / "first", path / "legacy")
+    (path / "legacy" / "prefilter.json").unlink()
+    (path / "legacy" / "validation_predictions.jsonl").unlink()
+    (path / "legacy" / "cpu_benchmark.json").unlink(missing_ok=True)  # another test may have left one
+    rows = [{"label": int(i < 90), "score": 0.9 if i < 90 else 0.2} for i in range(180)]
+    write_jsonl(path / "first" / "validation_predictions.jsonl", rows)
+    (path / "first" / "cpu_benchmark.json").write_text('{"avg_ms": 12.5}')
+    short = [{"title": "t", "content": f"news {i}", "language": "xx"} for i in range(30)]
+    flags = ["--models-dir", path, "--test-data", data_dir / "test.jsonl", "--output", output, "--seed", 3]
+    flags += ["--traffic", write_jsonl(tmp_path_factory.mktemp("t") / "traffic.jsonl", short), "--latency-samples", 2]
+    assert call(evaluate_models, flags) == 0
+    return path, output, json.loads((output / "evaluation_results.json").read_text(encoding="utf-8")), flags
+
+
+def test_operating_points_are_written_back_and_asked_for_by_name(with_traffic):
+    path, _, results, _ = with_traffic
+    assert Contract.load(path / "first" / "prefilter.json").thresholds == {
+        "default": 0.5, "best_f1": 0.55, "high_precision": 0.55,
+    }  # fmt: skip
+    points = results["first"]["operating_points"]
+    assert set(points) == {"default", "best_f1", "high_precision"}
+    assert set(points["best_f1"]["intervals"]) == {"f1", "precision", "recall", "accuracy"}
+    scorer = Scorer.load(path / "first", device="cpu")
+    article = Article("t", "c")
+    assert scorer.is_commerce(article, "high_precision") == (scorer.score([article])[0] >= 0.55)
+
+
+def test_a_directory_of_the_earlier_scripts_keeps_one_point_and_is_left_alone(with_traffic, data_dir, tmp_path):
+    path, _, results, flags = with_traffic
+    assert not (path / "legacy" / "prefilter.json").exists()
+    assert set(results["legacy"]["operating_points"]) == {"default"}
+    assert any("only the default threshold for legacy" in text for text in results["_warnings"])
+    more = ["--models", "legacy", "--val-data", data_dir / "val.jsonl", "--output", tmp_path]
+    assert call(evaluate_models, [*flags, *more]) == 0
+    row = json.loads((tmp_path / "evaluation_results.json").read_text(encoding="utf-8"))["legacy"]
+    assert "best_f1" in row["operating_points"] and not (path / "legacy" / "prefilter.json").exists()
+
+
+def test_traffic_sections_queues_and_warnings(with_traffic):
+    _, output, results, _ = with_traffic
+    assert results["_traffic"]["n_articles"] == 30 and len(results["_traffic"]["pairs"]) == 1
+    assert results["_traffic"]["uncovered"][0]["value"] == "xx"
+    assert any("100% of the traffic is language xx; the test set has none of it" in w for w in results["_warnings"])
+    queue = load_articles(output / "review_queue_first.jsonl") if results["_traffic"]["review_queue"]["first"] else []
+    assert all(article.label is None and article.content.startswith("news ") for article in queue)
+    assert results["first"]["cpu_benchmark_ms"] == 12.5 and results["legacy"]["cpu_benchmark_ms"] is None
+    assert (output / "report.html").is_file()
+
+
+def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):
+    _, _, results, flags = with_traffic
+    assert call(evaluate_models, [*flags, "--output", tmp_path]) == 0
+    again = json.loads((tmp_path / "evaluation_results.json").read_text(encoding="utf-8"))
+    assert again["first"]["intervals"] == results["first"]["intervals"]
+    assert again["_comparison"] == results["_comparison"] and again["_traffic"] == results["_traffic"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--traffic-models", "first", "second"], "pass --traffic FILE"),
+        (["--traffic-models", "first", "other", "--traffic", "x"], "name two different ones of"),
+        (["--traffic", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+        (["--target-precision", "1.5"], "not in [0, 1)"),
+        (["--seed", "-1"], "not at least 0"),
+    ],
+)
+def test_bad_flags_of_the_comparison_write_nothing(models_dir, data_dir, tmp_path, capsys, flags, words):
+    base = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
+    assert call(evaluate_models, base + flags) == 2
+    assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_the_choice_warns_where_the_traffic_disagrees():
+    pair = {"models": ["a", "b"], "points": {"default": {"differ": True, "verdict": "a and b DIFFER"}}}
+    choice = {"selected": "a", "operating_point": "default"}
+    assert traffic_cautions(choice, {"pairs": [pair]}) == ["a and b DIFFER"]
+    assert traffic_cautions({**choice, "selected": None}, {"pairs": [pair]}) == traffic_cautions(choice, None) == []
+
+
+def test_training_articles_of_one_label_give_no_floor(caplog):
+    articles = [Article("t", "c", 0)] * 3
+    assert baseline_row(articles, articles, 0) is None and "all of one label" in caplog.text

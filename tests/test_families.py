@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ADAPTER, FILES, RECORDS, TRAIN_FLAGS, call
+from conftest import ADAPTER, FILES, RECORDS, TOKENIZER, TRAIN_FLAGS, call
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
@@ -44,7 +44,7 @@ def families(tmp_path_factory, tiny_models, data_dir):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_directory_holds_exactly_what_it_should(families, name):
     found = {path.name for path in (families[0] / name).iterdir()} - {"cpu_benchmark.json"}
-    assert found == (ADAPTER | RECORDS | {"README.md"} if name == "qwen" else FILES)
+    assert found == (ADAPTER | TOKENIZER | RECORDS if name == "qwen" else FILES)
 
 
 def test_the_merged_directory_is_a_plain_checkpoint(families):
@@ -68,8 +68,10 @@ def test_adapter_merged_checkpoint_and_training_agree(families, data_dir, capsys
     model.config.pad_token_id = tokenizer.pad_token_id
     rows = [tokenizer(format_input(a), truncation=True, max_length=64, return_tensors="pt") for a in articles]
     with torch.inference_mode():
-        adapter = np.array([model(**row).logits.softmax(-1)[0, 1].item() for row in rows])
-    merged = Scorer.load(models_dir / "qwen-merged", "cpu").score(articles)
+        logits = torch.cat([model(**row).logits for row in rows])
+    merged_scorer = Scorer.load(models_dir / "qwen-merged", "cpu")
+    adapter = (logits / merged_scorer.checkpoint.contract.temperature).softmax(-1)[:, 1].numpy()
+    merged = merged_scorer.score(articles)
     differences = {"adapter": abs(adapter - in_memory["qwen"]).max(), "merged": abs(merged - in_memory["qwen"]).max()}
     with capsys.disabled():
         print(f"\nlargest difference from the scores after training: {differences}")

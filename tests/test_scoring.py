@@ -46,6 +46,8 @@ def test_the_contract_is_applied(trained, articles):
     logits = plain.model(**inputs).logits[0].detach()
     assert scorer.score(articles[:1])[0] == pytest.approx((logits / 2).softmax(-1)[1].item(), abs=1e-6)
     assert scorer.is_commerce(articles[0], "always") and not scorer.is_commerce(articles[0], "never")
+    with pytest.raises(InputError, match="no operating point 'high_precision'; this model has default, never, always"):
+        scorer.is_commerce(articles[0], "high_precision")
 
 
 @pytest.mark.parametrize("n_labels", [1, 2])

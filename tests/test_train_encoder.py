@@ -11,6 +11,7 @@ from transformers import pipeline
 
 import train_encoder
 from prefilter_common.articles import format_input, load_articles
+from prefilter_common.calibration import at_temperature, fit_temperature
 from prefilter_common.scoring import Scorer
 
 
@@ -23,12 +24,12 @@ def test_the_model_directory_holds_exactly_what_it_should(trained, data_dir, tin
     assert {p.name for p in model.iterdir()} - {"cpu_benchmark.json"} == FILES
     assert read(model / "config.json")["id2label"] == {"0": "journalism", "1": "commerce"}
     contract = read(model / "prefilter.json")
+    assert type(contract.pop("temperature")) is float
     assert contract == {
         "input_format": "[TITLE] {title} [CONTENT] {content}",
         "max_length": 64,
         "base_model": str(tiny_encoder),
         "base_revision": None,
-        "temperature": 1.0,
         "thresholds": {"default": 0.5},
     }
     run = read(model / "run.json")
@@ -52,7 +53,7 @@ def test_the_saved_weights_are_the_best_epochs(trained, data_dir):
     metrics = read(trained / "tiny" / "training_metrics.json")
     articles = load_articles(data_dir / "val.jsonl")
     labels = np.array([a.label for a in articles])
-    scores = Scorer.load(trained / "tiny", device="cpu").score(articles)
+    scores = uncalibrated(Scorer.load(trained / "tiny", device="cpu"), articles)
     likelihood = np.where(labels == 1, scores, 1 - scores)
     assert -np.log(likelihood).mean() == pytest.approx(metrics["eval_loss"], abs=1e-4)
 
@@ -63,7 +64,22 @@ def test_transformers_pipeline_loads_it_and_agrees(trained, data_dir):
     answers = classify([format_input(a) for a in articles], truncation=True)
     assert {answer["label"] for answer in answers} <= {"journalism", "commerce"}
     theirs = [a["score"] if a["label"] == "commerce" else 1 - a["score"] for a in answers]
-    np.testing.assert_allclose(Scorer.load(trained / "tiny", device="cpu").score(articles), theirs, atol=1e-5)
+    np.testing.assert_allclose(uncalibrated(Scorer.load(trained / "tiny", device="cpu"), articles), theirs, atol=1e-5)
+
+
+def test_validation_predictions_are_the_calibrated_scores_in_the_files_order(trained, data_dir):
+    articles = load_articles(data_dir / "val.jsonl")
+    rows = [json.loads(line) for line in (trained / "tiny" / "validation_predictions.jsonl").open(encoding="utf-8")]
+    assert [(r["id"], r["label"], r["language"]) for r in rows] == [(a.id, a.label, a.language) for a in articles]
+    scorer = Scorer.load(trained / "tiny", device="cpu")
+    np.testing.assert_allclose([r["score"] for r in rows], scorer.score(articles), atol=1e-5)
+    labels = np.array([a.label for a in articles])
+    fitted = fit_temperature(labels, uncalibrated(scorer, articles))
+    assert scorer.checkpoint.contract.temperature == pytest.approx(fitted, abs=1e-3) != 1.0
+
+
+def uncalibrated(scorer, articles):
+    return at_temperature(scorer.score(articles), 1 / scorer.checkpoint.contract.temperature)
 
 
 def test_the_same_seed_gives_the_same_model(tmp_path, tiny_encoder, data_dir, trained):

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import f1_score
+
+from prefilter_common.comparison import articles_needed, compare_with_best, holm, mcnemar, paired_f1_difference
+
+
+def test_mcnemar_known_answers():
+    # 2 · (1 + 10 + 45) / 1024: two discordant articles against eight
+    assert mcnemar(2, 8) == pytest.approx(112 / 1024)
+    assert mcnemar(8, 2) == mcnemar(2, 8)
+    assert mcnemar(0, 5) == pytest.approx(2 / 32) and mcnemar(0, 0) == 1 and mcnemar(4, 4) == 1
+    # Agresti, Categorical Data Analysis, table 10.1: 86 and 150 discordant, z² = 17.36
+    assert mcnemar(86, 150) == pytest.approx(2 * norm.sf(np.sqrt(17.36)), rel=0.3)
+
+
+def test_holm_known_answer():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.7]).tolist() == [1, 1] and holm([]).tolist() == []
+
+
+def test_the_bootstrap_of_the_difference_is_that_of_whole_articles():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 150)
+    a, b = (np.where(rng.random(150) < error, 1 - labels, labels).astype(bool) for error in (0.08, 0.2))
+    gap, interval, p = paired_f1_difference(labels, a, b, seed=0)
+    assert gap == pytest.approx(f1_score(labels, a) - f1_score(labels, b))
+    drawn = []
+    for _ in range(400):
+        i = np.concatenate([rng.choice(np.flatnonzero(labels == k), (labels == k).sum()) for k in (0, 1)])
+        drawn.append(f1_score(labels[i], a[i]) - f1_score(labels[i], b[i]))
+    assert interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
+    assert 0 < p < 0.05 and paired_f1_difference(labels, a, a, seed=0) == (0, [0, 0], 1)
+    assert paired_f1_difference(labels, a, b, seed=0) == (gap, interval, p)
+
+
+def test_as_many_articles_as_are_said_to_be_needed_give_the_power_of_80_percent():
+    n = articles_needed(12, 6, 200)
+    only_a, only_b, _ = np.random.default_rng(0).multinomial(n, [0.06, 0.03, 0.91], size=2_000).T
+    found = np.mean([mcnemar(a, b) < 0.05 for a, b in zip(only_a, only_b, strict=True)])
+    assert 0.75 < found < 0.85
+    assert articles_needed(5, 5, 200) is None and articles_needed(3, 1, 190, alpha=0.01) > articles_needed(3, 1, 190)
+
+
+def test_better_is_said_only_where_it_is_supported():
+    labels = np.array([1] * 89 + [0] * 101)
+    best, close, poor = labels.copy(), labels.copy(), labels.copy()
+    best[:2], close[3:6], poor[10:35] = 0, 0, 0
+    decisions = {"close": close.astype(bool), "best": best.astype(bool), "poor": poor.astype(bool)}
+    result = compare_with_best(labels, decisions, {n: f1_score(labels, d) for n, d in decisions.items()}, seed=0)
+    assert result["best"] == "best" and set(result["models"]) == {"close", "poor"}
+    close, poor = result["models"]["close"], result["models"]["poor"]
+    assert poor["best_is_better"] and poor["verdict"].startswith("best is better than poor: ")
+    assert not close["best_is_better"] and close["articles_needed"] > 190
+    assert "not distinguishable on these 190 articles; about" in close["verdict"]
+    assert compare_with_best(labels, {"a": best == 1}, {"a": 1}, seed=0)["models"] == {}
