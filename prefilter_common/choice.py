@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from prefilter_common.operating_points import DEFAULT
+
 CRITERIA = {
     # (minimum, target)
     "f1": (0.90, 0.95),
@@ -13,8 +15,9 @@ QUALITY = ("f1", "precision", "recall")
 
 
 def choose(models: Mapping[str, dict]) -> dict:
-    """Apply the rules to models at their operating points.
+    """Apply the rules to models at their default operating point.
 
+    The other points are not looked at: to pick among them by their test figures would be to tune on the test set.
     Several meet the targets: the fastest. Otherwise, of those that meet the minimum, the one with the highest
     precision, since blocking journalism is worse than letting commerce through. None does: say so. A latency that was
     not measured is taken as met, and the reason says so.
@@ -25,19 +28,16 @@ def choose(models: Mapping[str, dict]) -> dict:
 
     Returns:
         ``selected`` model and ``operating_point`` (None where none meets the minimum), its ``tier``, the ``reason``
-        in a sentence, ``cautions``, the ``criteria``, and for every model what it misses at its best point.
+        in a sentence, ``cautions``, the ``criteria``, and for every model what it misses.
     """
-    candidates, assessed = [], {}
+    assessed = {}
     for name, model in models.items():
-        points = []
-        for point, metrics in model["operating_points"].items():
-            values = {**{key: metrics[key] for key in QUALITY}, "cpu_ms": model["cpu_ms"]}
-            misses = {tier: _missed(values, i) for i, tier in enumerate(("minimum", "target"))}
-            tier = "none" if misses["minimum"] else "minimum" if misses["target"] else "target"
-            points.append({"model": name, "operating_point": point, "tier": tier, **values, "misses": misses})
-        best = min(points, key=lambda p: (_rank(p), len(p["misses"]["minimum"]), -p["precision"], -p["f1"]))
-        assessed[name] = {key: value for key, value in best.items() if key != "model"}
-        candidates.append(best)
+        metrics = model["operating_points"][DEFAULT]
+        values = {**{key: metrics[key] for key in QUALITY}, "cpu_ms": model["cpu_ms"]}
+        misses = {tier: _missed(values, i) for i, tier in enumerate(("minimum", "target"))}
+        tier = "none" if misses["minimum"] else "minimum" if misses["target"] else "target"
+        assessed[name] = {"operating_point": DEFAULT, "tier": tier, **values, "misses": misses}
+    candidates = [{"model": name, **row} for name, row in assessed.items()]
     result = {"criteria": {key: {"minimum": low, "target": high} for key, (low, high) in CRITERIA.items()}}
     passing = [c for c in candidates if c["tier"] != "none"]
     if not passing:
@@ -61,10 +61,6 @@ def _missed(values: Mapping[str, float | None], tier: int) -> list[str]:
     missed = [key for key in QUALITY if values[key] < CRITERIA[key][tier]]
     ms = values["cpu_ms"]
     return missed + (["cpu_ms"] if ms is not None and ms >= CRITERIA["cpu_ms"][tier] else [])
-
-
-def _rank(candidate: dict) -> int:
-    return ("target", "minimum", "none").index(candidate["tier"])
 
 
 def _ms(candidate: dict) -> float:
