@@ -21,11 +21,6 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
 
-def percent(value: float) -> str:
-    """A fraction as a percentage with one decimal."""
-    return f"{value:.1%}"
-
-
 def summary_line(output: Path, metrics: dict) -> str:
     """A training run's last line on stdout: one compact JSON object."""
     keys = ("eval_f1", "eval_precision", "eval_recall", "best_epoch", "train_seconds", "train_articles_per_second")

@@ -44,6 +44,9 @@ EVAL_KEYS = ("eval_loss", "eval_accuracy", "eval_f1", "eval_precision", "eval_re
 # Articles are sorted by length within pools of this many batches: enough to drop nearly all padding, few enough
 # that batches still differ from epoch to epoch.
 POOL_BATCHES = 16
+# Share of unknown tokens above which a tokenizer is not the model's own, or not made for these languages. Multilingual
+# vocabularies stay below 0.5 %.
+MAX_UNKNOWN = 0.1
 
 
 def resolve_precision(recipe: Recipe) -> str:
@@ -217,6 +220,13 @@ def _encode(checkpoint: Checkpoint, articles: list[Article]) -> Dataset:
     encoded = checkpoint.tokenizer(
         [format_input(article) for article in articles], truncation=True, max_length=checkpoint.contract.max_length
     )
+    n_tokens = sum(len(ids) for ids in encoded["input_ids"])
+    n_unknown = sum(ids.count(checkpoint.tokenizer.unk_token_id) for ids in encoded["input_ids"])
+    if n_unknown > MAX_UNKNOWN * n_tokens:
+        raise InputError(
+            f"{checkpoint.contract.base_model}: {n_unknown / n_tokens:.0%} of the articles' tokens are unknown to its "
+            "tokenizer; name a multilingual model with the tokenizer it was trained with"
+        )
     return Dataset.from_dict({**encoded, "labels": [article.label for article in articles]})
 
 

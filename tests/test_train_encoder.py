@@ -171,6 +171,15 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, tiny_encoder, data_dir, caps
     assert "cannot be loaded" in capsys.readouterr().err
 
 
+def test_a_tokenizer_that_does_not_know_the_language_is_refused(tmp_path, tiny_encoder, capsys):
+    runes = [{"title": "ᚠᚢᚦᚨᚱᚲ", "content": "ᚷᚹᚺᚾᛁᛃ ᛇᛈᛉᛊᛏᛒ " * (i + 1), "label": i % 2} for i in range(4)]
+    for name in ("train", "val"):
+        write_jsonl(tmp_path / f"{name}.jsonl", runes)
+    flags = ["--model", tiny_encoder, "--data-dir", tmp_path, "--output", tmp_path / "m", "--max-length", "64"]
+    assert call(train_encoder, flags) == 2
+    assert "unknown to its tokenizer" in capsys.readouterr().err and not (tmp_path / "m").exists()
+
+
 def test_a_bad_training_file_is_answered_before_anything_is_written(tmp_path, tiny_encoder, capsys):
     write_jsonl(tmp_path / "train.jsonl", [{"title": "t", "content": "c", "label": 5}])
     flags = ["--model", tiny_encoder, "--data-dir", tmp_path, "--output", tmp_path / "m"]
