@@ -1,11 +1,13 @@
 """Every family through its script: train, save, load, evaluate, benchmark; the scores stay those of training."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ADAPTER, FILES, RECORDS, TOKENIZER, TRAIN_FLAGS, call
+from conftest import ADAPTER, FILES, RECORDS, ROOT, SPLITS, TOKENIZER, TRAIN_FLAGS, call
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
@@ -123,3 +125,18 @@ def test_a_layer_that_is_not_there_is_named(tiny_models, data_dir, tmp_path, cap
     flags = ["--model", tiny_models["qwen"], "--data-dir", data_dir, "--output", tmp_path / "m", "--max-length", "64"]
     assert call(train_qwen_lora, [*flags, "--lora-target-modules", "query"]) == 2
     assert "error: --lora-target-modules: " in capsys.readouterr().err and not (tmp_path / "m").exists()
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished(tiny_models, data_dir, tmp_path, capsys):
+    output = tmp_path / "models" / "m"
+    flags = ["--model", tiny_models["qwen"], "--data-dir", SPLITS, "--output", output, "--max-length", 64]
+    flags += ["--batch-size", 1]  # so that an epoch takes long enough to be killed in
+    command = [sys.executable, "train_qwen_lora.py", *map(str, flags)]
+    run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert any(line.startswith("epoch 1 ") for line in run.stderr)  # an epoch's weights have been saved by now
+    run.kill()
+    run.communicate()
+    assert [path.name for path in output.parent.iterdir()] == [".m.partial"]
+    assert call(evaluate_models, ["--models-dir", output.parent, "--test-data", data_dir / "test.jsonl"]) == 2
+    assert "holds no models" in capsys.readouterr().err
+    assert call(benchmark_inference, ["--model", output, "--test-data", data_dir / "test.jsonl"]) == 2
