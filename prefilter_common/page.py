@@ -13,6 +13,7 @@ from prefilter_common.plots import Axes, near_one
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 # Up to this many pairs of models the traffic section tells all of each; of more, only of those with the chosen model.
 ALL_PAIRS = 3
+SWEPT = ("precision", "recall")
 QUALITY = ("f1", "precision", "recall", "accuracy")
 
 
@@ -49,8 +50,10 @@ def _context(data: Mapping) -> dict:
     choice, traffic = results["_choice"], results["_traffic"]
     shown_first = choice["selected"] or results["_comparison"]["best"]
     judged = [*models.values(), *([results["_baseline"]] if results["_baseline"] else [])]
+    # Where nothing is flagged any more, a precision of 0 would be drawn that nobody saw.
+    sweeps = {name: [step for step in row["sweep"] if step["recall"] > 0] for name, row in models.items()}
     operating = [point for row in models.values() for point in row["operating_points"].values()]
-    corner = near_one(point[key] for point in operating for key in ("precision", "recall"))
+    corner = near_one(point[key] for point in operating for key in SWEPT)
     return {
         **{key: results[f"_{key}"] for key in ("run", "settings", "test", "baseline", "comparison", "integrity")},
         "choice": choice,
@@ -66,12 +69,15 @@ def _context(data: Mapping) -> dict:
         "pr_lines": {
             name: [(recall, precision) for _, precision, recall in r["pr_curve"]] for name, r in models.items()
         },
+        "sweeps": sweeps,
         "sweep_lines": {
-            name: {key: [(step["threshold"], step[key]) for step in r["sweep"]] for key in ("precision", "recall")}
-            for name, r in models.items()
+            name: {key: [(step["threshold"], step[key]) for step in steps] for key in SWEPT}
+            for name, steps in sweeps.items()
         },
         "reliability_axes": Axes(0, 1, 0, 1),
-        "sweep_axes": Axes(0.5, 1, _sweep_start(models), 1),
+        "sweep_axes": Axes(
+            0.5, 1, near_one(step[key] for steps in sweeps.values() for step in steps for key in SWEPT), 1
+        ),
         "point_names": {"default": "default", "best_f1": "best F1", "high_precision": "high precision"},
         "measures": {"f1": "F1", "precision": "precision", "recall": "recall", "cpu_ms": "CPU latency"},
         "groups": ("language", "characters", "tokens", "read", "source"),
@@ -89,13 +95,8 @@ def _scale(lowest: Iterable[float]) -> float:
     return min(int(10 * min(lowest, default=0)) / 10, 0.9)
 
 
-def _sweep_start(models: Mapping[str, dict]) -> float:
-    values = [row[key] for model in models.values() for row in model["sweep"] for key in ("precision", "recall")]
-    return near_one(values)
-
-
 def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{100 * value:.{digits}f} %"
+    return "–" if value is None else f"{value:.{digits}%}"
 
 
 def _span(interval: tuple[float, float] | None, digits: int = 0) -> str:

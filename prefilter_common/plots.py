@@ -22,7 +22,7 @@ class Axes:
         return LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM
 
     def x(self, value: float) -> float:
-        """Horizontal pixel; values beyond the range lie on its edge."""
+        """Horizontal pixel."""
         return _place(value, self.x_low, self.x_high, LEFT, WIDTH - RIGHT)
 
     def y(self, value: float) -> float:
@@ -51,7 +51,7 @@ def near_one(values: Iterable[float]) -> float:
 
 
 def _place(value: float, low: float, high: float, start: float, end: float) -> float:
-    share = (min(max(value, low), high) - low) / (high - low)
+    share = (value - low) / (high - low)
     return round(start + share * (end - start), 1)
 
 

@@ -167,11 +167,11 @@ def test_many_models_tell_all_only_of_the_chosen_ones_traffic(page):
     assert html.count("are in evaluation_results.json") == 3
 
 
-def test_coordinates_grow_upwards_and_stay_inside():
+def test_coordinates_grow_to_the_right_and_upwards():
     axes = Axes(0, 1, 0.5, 1)
     left, top, right, bottom = axes.frame
     assert axes.line([(0, 0.5), (1, 1)]) == f"{left}.0,{bottom}.0 {right}.0,{top}.0"
-    assert axes.y(0.2) == bottom and axes.x(0.5) == (left + right) / 2
+    assert axes.y(0.75) == (top + bottom) / 2 and axes.x(0.5) == (left + right) / 2
 
 
 @pytest.mark.parametrize(("values", "start"), [([0.95], 0.9), ([0.9, 1], 0.8), ([0.6], 0.5), ([0.3], 0), ([], 0)])
