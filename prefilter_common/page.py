@@ -9,8 +9,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from prefilter_common.files import write_text
 from prefilter_common.plots import Axes, near_one
 
-# HTML allows neither control characters nor halves of UTF-16 pairs, and an article may hold both.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+# HTML allows neither control characters nor halves of UTF-16 pairs, and an article may hold both. The two overrides of
+# the writing direction would turn the rest of a sentence round.
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
 # Up to this many pairs of models the traffic section tells all of each; of more, only of those with the chosen model.
 ALL_PAIRS = 3
 SWEPT = ("precision", "recall")
