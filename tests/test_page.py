@@ -1,0 +1,179 @@
+import re
+from argparse import Namespace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import evaluate_models
+from prefilter_common.articles import Article
+from prefilter_common.evaluation import Scored, labels_of, model_row
+from prefilter_common.page import write_page
+from prefilter_common.plots import Axes, near_one
+
+EVIL = "<script>alert(1)</script>\"onload='x' \x00\u202e</svg></style>"
+VOID = {"meta", "br", "img", "input", "hr", "link"}
+
+
+class Checker(HTMLParser):
+    """Collects what is in the page; fails on tags that do not nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.text, self.headings = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if re.fullmatch(r"h\d", tag):
+            self.headings.append(int(tag[1]))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def articles(n, text="text", language="en"):
+    return [Article(f"{text} {i}", f"{text} number {i}", i % 2, f"{text}-{i}", language, text) for i in range(n)]
+
+
+def scored(labels, traffic, seed):
+    rng = np.random.default_rng(seed)
+    scores = np.clip(labels * 0.6 + 0.2 + rng.normal(0, 0.25, len(labels)), 0, 1)
+    flags = None if traffic is None else rng.random(len(traffic))
+    points = {"default": 0.5, "best_f1": 0.55, "high_precision": 0.8}
+    return Scored(scores, rng.integers(10, 400, len(labels)), 256, 1.3, points, flags)
+
+
+def evaluation(names, broken=(), text="text", language="en", traffic=True, train=True):
+    """What evaluate_models.py hands to the page, from made-up scores."""
+    test = articles(60, text, language)
+    data = evaluate_models.Data(
+        test, articles(40, text) if train else None, None, articles(50, text, language) if traffic else None
+    )
+    models = {name: scored(labels_of(test), data.traffic, seed) for seed, name in enumerate(names)}
+    rows = {name: {**model_row(test, model, 0), **LATENCY} for name, model in models.items()}
+    args = Namespace(seed=0, traffic_models=None, target_precision=0.95, output=evaluation.output)
+    sections, errors = evaluate_models.compare(data, models, rows, args)
+    rows |= {name: {"error": f"OSError: no weights in {name}"} for name in broken}
+    return {"results": {"_run": provenance(text), **sections, **rows}, "errors": errors}
+
+
+LATENCY = {"avg_inference_ms": 12.0, "device": "cpu", "cpu_benchmark_ms": None, "latency_articles": 5}
+
+
+def provenance(text):
+    return {
+        "command": f"python evaluate_models.py --models {text}",
+        "commit": None,
+        "finished": "2026-01-01T00:00:00+00:00",
+        "data": {"test": {"file": text, "sha256": "0" * 64, "rows": 60}},
+        "hardware": {"cpu": text, "gpu": None},
+        "versions": {"python": "3.11"},
+    }
+
+
+@pytest.fixture
+def page(tmp_path):
+    """Writes the page of an evaluation and returns its text and what a parser sees in it."""
+
+    def write(data):
+        write_page(tmp_path / "report.html", data)
+        html = (tmp_path / "report.html").read_text(encoding="utf-8")
+        checker = Checker()
+        checker.feed(html)
+        assert checker.open == []
+        return html, checker
+
+    return write
+
+
+@pytest.fixture(autouse=True)
+def review_queues(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "output", tmp_path, raising=False)
+    monkeypatch.setattr(evaluate_models, "write_json_lines", lambda path, rows: None)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"names": ["a", "b"], "broken": ["c"]},
+        {"names": ["a"]},
+        {"names": ["a"], "traffic": False, "train": False},
+        {"names": [], "broken": ["c"]},
+        {"names": list("abcdefghi")},
+    ],
+)
+def test_the_page_is_whole_with_whatever_there_is(page, case):
+    data = evaluation(**case)
+    html, seen = page(data)
+    text = " ".join(seen.text)
+    assert data["results"]["_choice"]["reason"] in text
+    assert all(row["verdict"] in text for row in data["results"]["_comparison"]["models"].values())
+    assert all(f"OSError: no weights in {name}" in text for name in case.get("broken", ()))
+    ids = [value for key, value in seen.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    targets = [value for key, value in seen.attributes if key in ("href", "aria-labelledby")]
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
+    assert ("Traffic" in seen.text) == bool(case["names"] and case.get("traffic", True))
+    assert len(html) < 1_000_000
+
+
+def test_headings_descend_one_level_at_a_time_and_pictures_have_words(page):
+    _, seen = page(evaluation(["a", "b"]))
+    assert seen.headings.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(seen.headings, seen.headings[1:], strict=False))
+    attributes = dict(seen.attributes)
+    assert attributes["lang"] and attributes["name"]
+    described = seen.attributes.count(("role", "img"))
+    assert seen.tags.count("svg") == described + seen.attributes.count(("aria-hidden", "true"))
+    assert seen.tags.count("figcaption") == described
+
+
+def test_nothing_is_fetched_and_no_script_may_run(page):
+    html, seen = page(evaluation(["a", "b"]))
+    assert not {"script", "img", "link", "iframe", "object"} & set(seen.tags)
+    assert not {"src", "style", "xlink:href"} & {key for key, _ in seen.attributes}
+    assert "url(" not in html and "@import" not in html and "default-src 'none'" in html
+
+
+def test_hostile_texts_stay_text(page):
+    harmless = page(evaluation(["a", "b"], broken=["c"]))[1]
+    names = [f"{EVIL}{i}" for i in range(3)]
+    data = evaluation(names[:2], broken=names[2:], text=EVIL, language=EVIL)
+    data["errors"][names[0]][0]["title"] += "\ud800"  # half of a UTF-16 pair cannot be written as UTF-8
+    html, seen = page(data)
+    assert "<script" not in html and '"onload' not in html and not {"\x00", "\u202e"} & set(html)
+    assert seen.tags.count("style") == harmless.tags.count("style") and "script" not in seen.tags
+    assert {key for key, _ in seen.attributes} <= {key for key, _ in harmless.attributes}
+    assert "<script>alert(1)</script>\"onload='x'" in "".join(seen.text)
+
+
+def test_the_same_data_gives_the_same_page(page):
+    assert page(evaluation(["a", "b"]))[0] == page(evaluation(["a", "b"]))[0]
+
+
+def test_many_models_tell_all_only_of_the_chosen_ones_traffic(page):
+    html, _ = page(evaluation(list("abcd")))
+    assert html.count("By language and length") == 3 * 3  # pairs with the best model, times operating points
+    assert html.count("are in evaluation_results.json") == 3
+
+
+def test_coordinates_grow_to_the_right_and_upwards():
+    axes = Axes(0, 1, 0.5, 1)
+    left, top, right, bottom = axes.frame
+    assert axes.line([(0, 0.5), (1, 1)]) == f"{left}.0,{bottom}.0 {right}.0,{top}.0"
+    assert axes.y(0.75) == (top + bottom) / 2 and axes.x(0.5) == (left + right) / 2
+
+
+@pytest.mark.parametrize(("values", "start"), [([0.95], 0.9), ([0.9, 1], 0.8), ([0.6], 0.5), ([0.3], 0), ([], 0)])
+def test_an_axis_begins_below_all_it_shows(values, start):
+    assert near_one(values) == start
