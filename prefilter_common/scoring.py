@@ -15,6 +15,9 @@ from prefilter_common.articles import Article, format_input
 from prefilter_common.checkpoints import Checkpoint, commerce_index, load_checkpoint
 from prefilter_common.cli import InputError
 
+# Articles that are tokenised at once: enough to find ones of like length, few enough to keep memory constant.
+CHUNK = 4096
+
 Encoding = dict[str, list[int]]
 
 
@@ -83,12 +86,13 @@ class Scorer:
         return reduce(total, "sum").cpu().numpy() if state.num_processes > 1 else scores
 
     def _score_shard(self, articles: Sequence[Article], batch_size: int, index: int, count: int) -> np.ndarray:
-        encodings = self.tokenize(articles) if articles else []
-        by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]["input_ids"]))
-        scores = np.zeros(len(encodings))
-        for start in range(index * batch_size, len(by_length), count * batch_size):
-            batch = by_length[start : start + batch_size]
-            scores[batch] = self.forward([encodings[i] for i in batch])
+        scores = np.zeros(len(articles))
+        for first in range(0, len(articles), CHUNK):
+            encodings = self.tokenize(articles[first : first + CHUNK])
+            by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]["input_ids"]))
+            for start in range(index * batch_size, len(by_length), count * batch_size):
+                batch = by_length[start : start + batch_size]
+                scores[[first + i for i in batch]] = self.forward([encodings[i] for i in batch])
         return scores
 
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:

@@ -27,6 +27,12 @@ def test_batched_scores_are_those_of_each_article_alone_in_the_order_given(score
     assert scorer.score([]).shape == (0,)
 
 
+def test_more_articles_than_are_tokenised_at_once(scorer, articles, monkeypatch):
+    expected = scorer.score(articles)
+    monkeypatch.setattr("prefilter_common.scoring.CHUNK", 10)
+    np.testing.assert_allclose(scorer.score(articles, batch_size=4), expected, atol=1e-6)
+
+
 def test_an_article_longer_than_max_length_is_cut(scorer):
     long = Article("t", "word " * 1_000)
     assert len(scorer.tokenize([long])[0]["input_ids"]) == 64
