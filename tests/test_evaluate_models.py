@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 import evaluate_models
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.checkpoints import Contract
+from prefilter_common.contract import Contract
 from prefilter_common.evaluation import baseline_row, traffic_cautions
 from prefilter_common.scoring import Scorer
 

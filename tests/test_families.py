@@ -31,7 +31,7 @@ def families(tmp_path_factory, tiny_models, data_dir):
     save = prefilter_common.training.save_model_directory
 
     def scoring_save(directory, output, checkpoint, *rest):
-        in_memory[output.name] = Scorer(checkpoint, torch.device("cpu")).score(articles)
+        in_memory[output.name] = Scorer.of(checkpoint, "cpu").score(articles)
         save(directory, output, checkpoint, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -72,7 +72,7 @@ def test_adapter_merged_checkpoint_and_training_agree(families, data_dir, capsys
     with torch.inference_mode():
         logits = torch.cat([model(**row).logits for row in rows])
     merged_scorer = Scorer.load(models_dir / "qwen-merged", "cpu")
-    adapter = (logits / merged_scorer.checkpoint.contract.temperature).softmax(-1)[:, 1].numpy()
+    adapter = (logits / merged_scorer.contract.temperature).softmax(-1)[:, 1].numpy()
     merged = merged_scorer.score(articles)
     differences = {"adapter": abs(adapter - in_memory["qwen"]).max(), "merged": abs(merged - in_memory["qwen"]).max()}
     with capsys.disabled():

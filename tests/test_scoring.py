@@ -4,8 +4,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prefilter_common.articles import Article, format_input, load_articles
-from prefilter_common.checkpoints import Checkpoint, Contract, load_checkpoint
+from prefilter_common.checkpoints import Checkpoint, load_checkpoint
 from prefilter_common.cli import InputError
+from prefilter_common.contract import Contract
 from prefilter_common.scoring import Scorer, time_single_articles
 
 
@@ -35,7 +36,7 @@ def test_more_articles_than_are_tokenised_at_once(scorer, articles, monkeypatch)
 
 def test_an_article_longer_than_max_length_is_cut(scorer):
     long = Article("t", "word " * 1_000)
-    assert len(scorer.tokenize([long])[0]["input_ids"]) == 64
+    assert len(scorer.tokenize([long])[0]) == 64
     assert 0 < scorer.score([long])[0] < 1
 
 
@@ -46,7 +47,7 @@ def test_an_empty_article_is_scored(scorer):
 def test_the_contract_is_applied(trained, articles):
     plain = load_checkpoint(trained / "tiny")
     contract = Contract(max_length=64, temperature=2.0, thresholds={"default": 0.5, "never": 1.0, "always": 0.0})
-    scorer = Scorer(Checkpoint(plain.model, plain.tokenizer, contract), torch.device("cpu"))
+    scorer = Scorer.of(Checkpoint(plain.model, plain.tokenizer, contract), "cpu")
     inputs = plain.tokenizer(format_input(articles[0]), truncation=True, max_length=64, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     logits = plain.model(**inputs).logits[0].detach()
@@ -73,7 +74,7 @@ def test_a_directory_of_the_earlier_scripts_is_scored(tmp_path, tiny_encoder, ar
 
 def test_labels_in_the_other_order_are_read_by_name(tmp_path, trained, articles):
     checkpoint = load_checkpoint(trained / "tiny")
-    expected = Scorer(checkpoint, torch.device("cpu")).score(articles)
+    expected = Scorer.of(checkpoint, "cpu").score(articles)
     with torch.no_grad():
         for parameter in (checkpoint.model.classifier.weight, checkpoint.model.classifier.bias):
             parameter.copy_(parameter.flip(0))
