@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefilter_common.articles import Article, load_articles
+from prefilter_common.articles import Article, load_articles, spread_by_length
 from prefilter_common.cli import (
     HelpFormatter,
     InputError,
@@ -287,13 +287,6 @@ def cpu_benchmark_ms(directory: Path) -> float | None:
         return float(json.loads((directory / "cpu_benchmark.json").read_text(encoding="utf-8"))["avg_ms"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def spread_by_length(articles: list[Article], limit: int) -> list[Article]:
-    """At most ``limit`` articles, evenly spaced from the shortest to the longest."""
-    ordered = sorted(articles, key=lambda article: len(article.title) + len(article.content))
-    n = min(limit, len(ordered))
-    return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
 
 
 if __name__ == "__main__":

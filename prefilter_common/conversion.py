@@ -32,7 +32,7 @@ CALIBRATION_ARTICLES = 100
 ONNX_OPSET = 17
 
 
-def convert(directory: Path, name: str, train: Sequence[Article] | None) -> Path | None:
+def convert(directory: Path, name: str, train: Sequence[Article] | None, device: str = "cpu") -> Path | None:
     """Make what engine ``name`` needs of a model directory, unless it is there and was made from this checkpoint.
 
     The folder appears complete or not at all.
@@ -46,7 +46,7 @@ def convert(directory: Path, name: str, train: Sequence[Article] | None) -> Path
     Raises:
         Unavailable: the engine is not installed, the processor has no such arithmetic, or there are no ``train``.
     """
-    check_available(name)
+    check_available(name, device)
     folder = converted_folder(directory, name)
     if folder is None or is_current(directory, name):
         return folder

@@ -93,6 +93,7 @@ class TorchEngine:
         self.precision = name.split("-")[1]
         self.device = torch.device(device)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
+        self.model = model
         self._log_odds = log_odds_module(model).to(self.device, dtype).eval()
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

@@ -232,7 +232,7 @@ def time_single_articles(
         the libraries allocate all they will need, are scored before and not counted.
     """
     by_length = sorted(articles, key=lambda article: len(article.title) + len(article.content))
-    for article in by_length[-warmup:] if warmup else []:
+    for article in by_length[max(0, len(by_length) - warmup) :]:
         scorer.score([article])
     tokenize, forward = [], []
     for _ in range(rounds):
