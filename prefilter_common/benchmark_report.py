@@ -33,9 +33,8 @@ def report(result: Mapping) -> str:
     cost += [_cost_cells(row, result["recommended"]) for row in rows]
     lines = [
         table(speed),
-        "ms an article, one at a time, tokenising included; speed: relative to the first row one at a time; rounds: its",
-        "  range over the rounds; bound: share of the speed that the matrix products alone would allow; articles/s: in",
-        "  batches",
+        "ms: an article, one at a time, tokenising included; speed: relative to the first row one at a time; rounds:",
+        "  its range; bound: share of the speed that its matrix products alone would allow; articles/s: in batches",
         "",
         table(cost),
         "changed: share of decisions, the most over the operating points; largest: difference of a score; MiB: peak",
