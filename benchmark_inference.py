@@ -64,9 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     run = run_info(argv, files)
     conditions = conditions_of(args)
     tolerance = Tolerance(args.max_f1_loss, args.max_changed)
-    reference = benchmark.take_reference(
-        directory, data.test, data.val if 2 in args.passes else None, args.device, tolerance
-    )
+    reference = benchmark.take_reference(directory, data.test, data.val if 2 in args.passes else None, args.device)
     store_two_pass(directory, reference.contract)
     with ExitStack() as stack:
         workers, skipped = open_workers(directory, data, args, stack)

@@ -51,9 +51,7 @@ class Reference:
     two_pass_note: dict
 
 
-def take_reference(
-    directory: Path, test: Sequence[Article], val: Sequence[Article] | None, device: str, tolerance: Tolerance
-) -> Reference:
+def take_reference(directory: Path, test: Sequence[Article], val: Sequence[Article] | None, device: str) -> Reference:
     """Score the test articles, and choose the limits of a first pass on the validation articles where there are some.
 
     The contract returned holds those limits; without validation articles the ones it had. Raises InputError.
@@ -65,7 +63,7 @@ def take_reference(
     two_pass = Contract.load(path).two_pass if path.is_file() else None
     note = {} if two_pass else {"reason": "no validation articles to choose its limits on; pass --val-data"}
     if val:
-        two_pass, note = _choose_two_pass(scorer, val, tolerance)
+        two_pass, note = _choose_two_pass(scorer, val)
     encodings = scorer.tokenize(test)
     return Reference(
         contract=replace(scorer.contract, two_pass=two_pass),
@@ -77,12 +75,12 @@ def take_reference(
     )
 
 
-def _choose_two_pass(scorer: Scorer, val: Sequence[Article], tolerance: Tolerance) -> tuple[TwoPass | None, dict]:
+def _choose_two_pass(scorer: Scorer, val: Sequence[Article]) -> tuple[TwoPass | None, dict]:
     contract = scorer.contract
     lengths = [length for length in FIRST_LENGTHS if length < contract.max_length]
     short = {length: at_temperature(scorer.reading(length).score(val), 1 / contract.temperature) for length in lengths}
     n_tokens = np.array([len(ids) for ids in scorer.tokenize(val)])
-    return choose_two_pass(labels_of(val), scorer.score(val), short, n_tokens, contract.thresholds, tolerance, SEED)
+    return choose_two_pass(labels_of(val), scorer.score(val), short, n_tokens, contract.thresholds)
 
 
 def row(
