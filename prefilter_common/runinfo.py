@@ -7,11 +7,11 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "scikit-learn", "numpy")
@@ -61,6 +61,8 @@ def file_fingerprint(path: Path) -> dict:
 
 def hardware() -> dict:
     """Processor, threads, memory, and the GPU if there is one."""
+    import torch  # takes seconds, which those who only ask for the memory need not wait
+
     cuda = torch.cuda.is_available()
     return {
         "cpu": cpu_name(),
@@ -87,6 +89,9 @@ def peak_memory_mib() -> float:
     """The largest resident memory that this process has had, in MiB."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
+    with suppress(OSError, StopIteration):  # Linux, where getrusage counts what the parent had when it started this
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
