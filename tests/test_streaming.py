@@ -10,6 +10,7 @@ from conftest import ROOT, call, write_jsonl
 from prefilter_common import scoring, streaming
 from prefilter_common.articles import load_articles
 from prefilter_common.contract import Contract
+from prefilter_common.conversion import convert
 from prefilter_common.scoring import Scorer
 
 
@@ -215,6 +216,30 @@ def test_rows_made_with_something_else_are_not_mixed(tmp_path, model, source, br
     assert (broken_off / "rows.jsonl").read_bytes() == before and not (tmp_path / "out.jsonl").exists()
     shutil.rmtree(broken_off)
     assert call(streaming, [model_dir, input_file, tmp_path / "out.jsonl", *flags]) == 0
+
+
+def test_the_recommended_engine_and_what_it_was_converted_to(tmp_path, model, source, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    copy, output = shutil.copytree(model, tmp_path / "copy"), tmp_path / "out.jsonl"
+    folder = convert(copy, "onnxruntime-fp32", None)
+    recommended = {"engine": "onnxruntime-fp32", "max_length": 32, "passes": 1}
+    (copy / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        break_off(patch, KeyboardInterrupt)
+        assert call(streaming, [copy, source, output]) == 130
+    capsys.readouterr()
+    assert call(streaming, [copy, source, output, "--engine", "pytorch-fp32"]) == 2
+    line = error_line(capsys)
+    assert 'engine was "onnxruntime-fp32", now "pytorch-fp32"' in line and "max_length was 32, now 64" in line
+    converted = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(converted.replace(b"pytorch", b"pytorcH"))  # the name of who exported it
+    assert call(streaming, [copy, source, output]) == 2
+    assert "(model.onnx was " in error_line(capsys)
+    (folder / "model.onnx").write_bytes(converted)
+    assert call(streaming, [copy, source, output]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["engine"], summary["passes"], summary["articles"]) == ("onnxruntime-fp32", 1, 48)
 
 
 @pytest.mark.parametrize(
