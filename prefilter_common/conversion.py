@@ -66,7 +66,7 @@ def convert(directory: Path, name: str, train: Sequence[Article] | None, device:
             "max_length": checkpoint.contract.max_length,
             "pad_token_id": tokenizer.pad_token_id,
             **details,
-            "source": _fingerprints(directory),
+            "source": fingerprints(directory),
         }
         write_json(partial / RECORD_FILE, record)
     return folder
@@ -81,7 +81,7 @@ def is_current(directory: Path, name: str) -> bool:
         made_from = json.loads((converted_folder(directory, name) / RECORD_FILE).read_text(encoding="utf-8"))["source"]
     except (OSError, ValueError, KeyError):
         return False
-    return all(made_from.get(file) == digest for file, digest in _fingerprints(directory).items())
+    return all(made_from.get(file) == digest for file, digest in fingerprints(directory).items())
 
 
 def load_reading(directory: Path, folder: Path) -> tuple[ArticleTokenizer, Contract]:
@@ -94,9 +94,9 @@ def load_reading(directory: Path, folder: Path) -> tuple[ArticleTokenizer, Contr
     return tokenizer, Contract.load(path) if path.is_file() else Contract(max_length=record["max_length"])
 
 
-def _fingerprints(directory: Path) -> dict[str, str]:
-    """sha256 of every file that the converted model depends on."""
-    names = {"config.json", "adapter_config.json", "tokenizer.json"}
+def fingerprints(directory: Path) -> dict[str, str]:
+    """File name -> sha256, of what a checkpoint, or a converted model, is made of."""
+    names = {"config.json", "adapter_config.json", "tokenizer.json", "model.xml", "model.bin", "model.onnx"}
     found = sorted(path for path in directory.iterdir() if path.name in names or path.suffix == ".safetensors")
     digests = {}
     for path in found:

@@ -176,13 +176,21 @@ class Scorer:
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
         """Whether the article's score reaches the named operating point of the contract.
 
+        Raises InputError for one that the model does not have (``threshold``).
+        """
+        least = self.threshold(threshold)
+        return bool(self.score([article])[0] >= least)
+
+    def threshold(self, name: str = "default") -> float:
+        """The least P(commerce) that is called commerce at the named operating point of the contract.
+
         Every model has ``default``; evaluation adds ``best_f1`` and, where validation supports it, ``high_precision``.
         Raises InputError for one that the model does not have.
         """
         thresholds = self.contract.thresholds
-        if threshold not in thresholds:
-            raise InputError(f"no operating point {threshold!r}; this model has {', '.join(thresholds)}")
-        return bool(self.score([article])[0] >= thresholds[threshold])
+        if name not in thresholds:
+            raise InputError(f"no operating point {name!r}; this model has {', '.join(thresholds)}")
+        return thresholds[name]
 
     def _score(self, articles: Sequence[Article], log_odds: Callable[[list[Encoding]], np.ndarray]) -> np.ndarray:
         scores = np.empty(len(articles))
