@@ -186,13 +186,6 @@ def another_temperature(tmp_path, model, source):
     return [copy, source], "now 9.0"
 
 
-def another_engine(tmp_path, model, source):
-    path = tmp_path / ".out.jsonl.partial" / "run.json"
-    record = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**record, "engine": "openvino-int8"}), encoding="utf-8")
-    return [model, source], 'engine was "openvino-int8", now "pytorch-fp32"'
-
-
 def another_input(tmp_path, model, source):
     text = source.read_text(encoding="utf-8")
     source.write_text(text[: text.rindex("a")] + "e" + text[text.rindex("a") + 1 :], encoding="utf-8")  # as long
@@ -204,9 +197,7 @@ def no_record(tmp_path, model, source):
     return [model, source], "run.json cannot be read"
 
 
-@pytest.mark.parametrize(
-    "change", [another_model, another_threshold, another_temperature, another_engine, another_input, no_record]
-)
+@pytest.mark.parametrize("change", [another_model, another_threshold, another_temperature, another_input, no_record])
 def test_rows_made_with_something_else_are_not_mixed(tmp_path, model, source, broken_off, capsys, change):
     (model_dir, input_file, *flags), message = change(tmp_path, model, source)
     before = (broken_off / "rows.jsonl").read_bytes()
@@ -258,29 +249,23 @@ def test_rows_of_other_articles_are_not_kept(tmp_path, model, source, broken_off
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_an_input_that_grows_while_it_is_scored_gives_no_output(tmp_path, model, source, monkeypatch, capsys):
+def meanwhile(monkeypatch, act):
+    """Let ``act`` be called in every chunk."""
     real = Scorer.score
+    monkeypatch.setattr(Scorer, "score", lambda *args: (act(), real(*args))[1])
 
-    def score(self, articles, batch_size):
-        with source.open("a", encoding="utf-8") as file:
-            file.write('{"title": "t", "content": "c"}\n')
-        return real(self, articles, batch_size)
 
-    monkeypatch.setattr(Scorer, "score", score)
+def test_an_input_that_grows_while_it_is_scored_gives_no_output(tmp_path, model, source, monkeypatch, capsys):
+    text = source.read_text(encoding="utf-8")
+    meanwhile(monkeypatch, lambda: source.write_text(text + '{"title": "t", "content": "c"}\n', encoding="utf-8"))
     assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 2
     assert "changed while it was scored" in error_line(capsys)
     assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path, model, source, monkeypatch, capsys):
-    monkeypatch.setattr(scoring, "CHUNK", 48)
-    real, output = Scorer.score, tmp_path / "out.jsonl"
-
-    def score(self, articles, batch_size):
-        output.write_text("another program's")
-        return real(self, articles, batch_size)
-
-    monkeypatch.setattr(Scorer, "score", score)
+    output = tmp_path / "out.jsonl"
+    meanwhile(monkeypatch, lambda: output.write_text("another program's"))
     assert call(streaming, [model, source, output]) == 2
     assert "already exists" in error_line(capsys) and output.read_text() == "another program's"
 
