@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 # Written by benchmark_inference.py: names the engine that was the fastest of those that decide as PyTorch does.
 RECOMMENDATION_FILE = "cpu_benchmark.json"
 # Articles that are tokenised at once: enough to find ones of like length, few enough to keep memory constant.
-CHUNK = 4096
+CHUNK = 1024
 
 Encoding = list[int]
 
