@@ -6,6 +6,7 @@ import importlib.metadata
 import io
 import json
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
@@ -196,8 +197,14 @@ def _traceable(checkpoint: "Checkpoint") -> tuple["torch.nn.Module", dict[str, "
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the converters' warnings about each other and their progress bars."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+    """Without the converters' warnings about each other, their progress bars and their telemetry.
+
+    OpenVINO and NNCF report every conversion to their maker over the network, except from what says that it is CI.
+    """
+    from unittest.mock import patch
+
+    ci = patch.dict(os.environ, CI="true")
+    with ci, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
