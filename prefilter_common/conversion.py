@@ -92,7 +92,7 @@ def is_current(directory: Path, name: str) -> bool:
         made_from = dict(record["source"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return all(made_from.get(file) == digest for file, digest in _fingerprints(directory).items())
+    return all(file in made_from for file, digest in _fingerprints(directory).items())
 
 
 def load_reading(directory: Path, folder: Path) -> tuple[ArticleTokenizer, Contract]:
