@@ -23,6 +23,11 @@ class TwoPass:
     low: float
     high: float
 
+    def __post_init__(self):
+        whole = isinstance(self.max_length, int) and self.max_length >= 1
+        if not (whole and self.temperature > 0 and 0 <= self.low <= self.high <= 1):
+            raise ValueError(f"two_pass is impossible: {asdict(self)}")
+
 
 @dataclass(frozen=True)
 class Contract:
@@ -46,7 +51,7 @@ class Contract:
         """Read a ``prefilter.json``. Raises InputError."""
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record.get("two_pass"):
+            if record.get("two_pass") is not None:
                 record["two_pass"] = TwoPass(**record["two_pass"])
             contract = cls(**record)
         except (ValueError, TypeError, AttributeError) as error:

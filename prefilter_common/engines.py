@@ -54,7 +54,9 @@ def converted_folder(directory: Path, name: str) -> Path | None:
 
 
 def check_available(name: str, device: str = "cpu") -> None:
-    """Raise Unavailable when the engine is not installed or this processor has no arithmetic for it."""
+    """Raise Unavailable when there is no such engine, it is not installed or this processor lacks its arithmetic."""
+    if name not in ENGINES:
+        raise Unavailable(f"{name!r} is not an engine; there are {', '.join(ENGINES)}")
     library, precision = name.split("-")
     if library != "pytorch" and not find_spec(library):
         raise Unavailable(f"{name}: {library} is not installed; pip install {library}")

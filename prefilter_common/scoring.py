@@ -101,34 +101,48 @@ class Scorer:
         try:
             found = json.loads((directory / RECOMMENDATION_FILE).read_text(encoding="utf-8"))
             name, max_length, passes = (found[key] for key in ("engine", "max_length", "passes"))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None  # not benchmarked yet, or by an earlier version of the benchmark
+        if not (isinstance(name, str) and type(max_length) is int and max_length >= 1 and passes in (1, 2)):
+            return None
         try:
             scorer = cls._open(directory, name, "cpu", threads)
         except Unavailable as error:
             log.warning(f"the recommended engine is passed over: {error}")
             return None
+        max_length = min(max_length, scorer.contract.max_length)
         return scorer.reading(max_length, scorer.contract.two_pass if passes == 2 else None)
 
     @classmethod
     def _open(cls, directory: Path, name: str, device: "str | torch.device | None", threads: int | None) -> "Scorer":
-        folder = converted_folder(directory, name)
-        if folder:
-            if not is_current(directory, name):
-                make = f"python benchmark_inference.py --model {directory}"
-                raise Unavailable(f"{directory}: has no {name} made from this checkpoint; {make} makes it")
-            tokenizer, contract = load_reading(directory, folder)
-            return cls(open_converted(folder, name, threads), tokenizer, contract)
+        if not name.startswith("pytorch"):
+            check_available(name, str(device or "cpu"))
+            return cls._open_converted(directory, name, threads)
         import torch
 
         from prefilter_common.checkpoints import load_checkpoint
 
-        check_available(name, str(device or "cpu"))
         if device is None:
             device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        check_available(name, str(device))
         if threads:
             torch.set_num_threads(threads)
         return cls.of(load_checkpoint(directory), device, name)
+
+    @classmethod
+    def _open_converted(cls, directory: Path, name: str, threads: int | None) -> "Scorer":
+        folder = converted_folder(directory, name)
+        make = f"python benchmark_inference.py --model {directory}"
+        if not is_current(directory, name):
+            raise Unavailable(f"{directory}: has no {name} made from this checkpoint; {make} makes it")
+        try:
+            tokenizer, contract = load_reading(directory, folder)
+            return cls(open_converted(folder, name, threads), tokenizer, contract)
+        except InputError:
+            raise
+        except Exception as error:  # the libraries have no other class in common
+            why = str(error).strip().splitlines()[0]
+            raise Unavailable(f"{folder}: cannot be read ({why}); delete it, and {make} makes it again") from error
 
     def reading(self, max_length: int | None = None, two_pass: TwoPass | None = None) -> "Scorer":
         """The same engine, reading at most ``max_length`` tokens (default: the contract's), in two passes or in one."""
