@@ -132,6 +132,21 @@ def test_openvinos_precision_is_not_read_off_the_name(converted, tmp_path):
     assert engines.open_converted(tmp_path, "openvino-int8", None).precision == "fp32"
 
 
+def test_fp32_is_asked_for_where_openvino_would_take_bf16(converted, monkeypatch):
+    asked = []
+    compile_model = openvino.Core.compile_model
+
+    def spy(core, path, device, settings):
+        asked.append(settings["INFERENCE_PRECISION_HINT"])
+        return compile_model(core, path, device, {})
+
+    monkeypatch.setattr(openvino.Core, "compile_model", spy)
+    monkeypatch.setattr(engines, "_has_bf16", lambda *args: True)
+    for name in ("openvino-fp32", "openvino-bf16", "openvino-int8"):
+        Scorer.load(converted["minilm"], engine=name)
+    assert asked == ["f32", "bf16", "bf16"]
+
+
 @pytest.mark.parametrize("engine", FP32)
 def test_one_sigmoid_output_of_an_earlier_script(tmp_path, tiny_encoder, articles, engine):
     """No prefilter.json either."""
