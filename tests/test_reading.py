@@ -123,7 +123,7 @@ def score_in_a_job(data, folder):
     Path(folder, f"rank{os.environ['RANK']}").write_text(found)
 
 
-PROGRAM = "import sys; sys.path[:0] = sys.argv[1:3]; import test_two_pass; test_two_pass.score_in_a_job(*sys.argv[3:])"
+PROGRAM = "import sys; sys.path[:0] = sys.argv[1:3]; import test_reading; test_reading.score_in_a_job(*sys.argv[3:])"
 
 
 def test_two_processes_share_both_reads(tmp_path, tokenizer, data_dir):
