@@ -45,7 +45,7 @@ def families(tmp_path_factory, tiny_models, data_dir):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_directory_holds_exactly_what_it_should(families, name):
-    found = {path.name for path in (families[0] / name).iterdir()} - {"cpu_benchmark.json"}
+    found = {path.name for path in (families[0] / name).iterdir()} - {"cpu_benchmark.json", "onnxruntime-fp32"}
     assert found == (ADAPTER | TOKENIZER | RECORDS if name == "qwen" else FILES)
 
 
@@ -116,8 +116,9 @@ def test_all_families_in_one_table(families, data_dir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_family_is_benchmarked(families, data_dir, name):
-    flags = ["--model", families[0] / name, "--test-data", data_dir / "test.jsonl", "--n-samples", 4, "--rounds", 1]
+def test_each_family_is_benchmarked(families, data_dir, tmp_path, name):
+    flags = ["--model", families[0] / name, "--test-data", data_dir / "test.jsonl", "--output", tmp_path]
+    flags += ["--engines", "onnxruntime-fp32", "--n-samples", 4, "--rounds", 1]
     assert call(benchmark_inference, flags) == 0
 
 
