@@ -62,7 +62,9 @@ def take_reference(directory: Path, test: Sequence[Article], val: Sequence[Artic
     path = directory / CONTRACT_FILE
     two_pass = Contract.load(path).two_pass if path.is_file() else None
     note = {} if two_pass else {"reason": "no validation articles to choose its limits on; pass --val-data"}
-    if val:
+    if not path.is_file():
+        note = {"reason": f"no {CONTRACT_FILE} to keep its limits in; train the model again"}
+    elif val:
         two_pass, note = _choose_two_pass(scorer, val)
     encodings = scorer.tokenize(test)
     return Reference(

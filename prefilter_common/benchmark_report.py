@@ -87,14 +87,24 @@ def picture(path: Path, result: Mapping) -> None:
         return
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for row in rows:
-        colour = "tab:red" if row["refused"] else "tab:green" if name_of(row) == result["recommended"] else "tab:blue"
-        axes.plot(row["avg_ms"], 100 * row["f1"], "x" if row["refused"] else "o", color=colour)
-        axes.annotate(name_of(row), (row["avg_ms"], 100 * row["f1"]), xytext=(5, 4), textcoords="offset points", size=7)
     useful = frontier([row for row in rows if not row["refused"]])
-    axes.plot([r["avg_ms"] for r in useful], [100 * r["f1"] for r in useful], color="tab:grey", lw=1, zorder=0)
+    axes.plot(
+        [row["avg_ms"] for row in useful], [100 * row["f1"] for row in useful],
+        color="tab:grey", linewidth=1, zorder=0, label="useful frontier",
+    )  # fmt: skip
+    for number, row in enumerate(rows, start=1):
+        at = row["avg_ms"], 100 * row["f1"]
+        recommended = name_of(row) == result["recommended"]
+        colour = "tab:red" if row["refused"] else "tab:green" if recommended else "tab:blue"
+        outcome = ", refused" if row["refused"] else ", recommended" if recommended else ""
+        marker = "x" if row["refused"] else "o"
+        axes.plot(*at, marker, color=colour, label=f"{number}  {name_of(row)}{outcome}")
+        axes.annotate(str(number), at, xytext=(4, 4), textcoords="offset points", size=8)
     axes.set(xlabel="mean ms an article, one at a time", ylabel="F1 % on the test articles", title=result["model"])
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -131,7 +131,7 @@ def operations(model: "PreTrainedModel") -> Callable[[tuple[int, int]], float]:
 def matrix_rates(device: str) -> dict[str, float | None]:
     """Billions of operations a second in products of large square matrices, by precision; None where not measured.
 
-    fp32 and bf16 with PyTorch, int8 with ONNX Runtime: the best of five.
+    fp32 and bf16 with PyTorch, int8 with ONNX Runtime: the best of fifteen.
     """
     import torch
 
@@ -171,7 +171,7 @@ def _int8_rate() -> float | None:
 
 def _rate(multiply: Callable[[], object]) -> float:
     seconds = []
-    for _ in range(6):
+    for _ in range(16):
         start = time.perf_counter()
         multiply()
         seconds.append(time.perf_counter() - start)
