@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("output", type=Path, help="scores, JSON Lines; must not exist yet")
     parser.add_argument("--engine", choices=ENGINES, help="by default the one that the benchmark recommended")
     parser.add_argument("--threshold", default="default", metavar="NAME", help="operating point of is_commerce")
-    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="articles a forward pass")
+    parser.add_argument("--batch-size", type=positive_int, default=16, metavar="N", help="articles a forward pass")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="for arithmetic, if not one a core")
     return parser.parse_args(argv)
 
