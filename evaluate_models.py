@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefilter_common.articles import Article, load_articles
+from prefilter_common.articles import Article, load_articles, spread_by_length
 from prefilter_common.cli import (
     HelpFormatter,
     InputError,
@@ -37,6 +37,7 @@ from prefilter_common.cli import (
     is_main_process,
     positive_int,
 )
+from prefilter_common.engines import ENGINES, REFERENCE
 from prefilter_common.files import model_directories, write_json, write_json_lines
 from prefilter_common.processes import wait_for_all
 
@@ -119,6 +120,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="P",
         help="that the high_precision threshold's interval must reach on validation data, 0 to 1",
     )
+    run.add_argument("--engine", choices=ENGINES, default=REFERENCE, help="what runs the models, in one pass")
     run.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="articles a batch")
     run.add_argument(
         "--latency-samples", type=positive_int, default=50, metavar="N", help="articles timed one at a time"
@@ -161,18 +163,16 @@ def evaluate(directory: Path, data: Data, args: argparse.Namespace) -> tuple["Sc
     import numpy as np
     import torch
 
-    from prefilter_common.articles import format_input
     from prefilter_common.evaluation import Scored, model_row
     from prefilter_common.metrics import latency_summary
     from prefilter_common.scoring import Scorer, time_single_articles
     from prefilter_common.validation import prediction_rows
 
-    scorer = Scorer.load(directory)
-    contract = scorer.checkpoint.contract
-    texts = [format_input(article) for article in data.test]
+    scorer = Scorer.load(directory, engine=args.engine)
+    contract = scorer.contract
     model = Scored(
         scores=scorer.score_together(data.test, args.batch_size),
-        n_tokens=np.array([len(ids) for ids in scorer.checkpoint.tokenizer(texts, verbose=False)["input_ids"]]),
+        n_tokens=np.array([len(ids) for ids in scorer.tokenizer.encode(data.test)]),
         max_length=contract.max_length,
         temperature=contract.temperature,
         thresholds=operating_points(directory, scorer, data.val, args),
@@ -190,7 +190,8 @@ def evaluate(directory: Path, data: Data, args: argparse.Namespace) -> tuple["Sc
         "latency_articles": len(forward),
         "cpu_benchmark_ms": cpu_benchmark_ms(directory),
         "n_articles": len(data.test),
-        "device": str(scorer.device),
+        "engine": scorer.engine.name,
+        "device": str(getattr(scorer.engine, "device", "cpu")),
         "max_length": contract.max_length,
     }
     if is_main_process():
@@ -211,20 +212,22 @@ def operating_points(
     Only what the contract has where there are no validation scores. A directory without prefilter.json, as earlier
     scripts wrote them, is left as it is.
     """
-    from prefilter_common.checkpoints import CONTRACT_FILE
+    from prefilter_common.contract import CONTRACT_FILE, Contract
     from prefilter_common.evaluation import labels_of
     from prefilter_common.operating_points import DEFAULT, choose_thresholds, read_validation
 
-    contract = scorer.checkpoint.contract
+    contract = scorer.contract
     validation = read_validation(directory)
     if validation is None and val:
         validation = labels_of(val), scorer.score_together(val, args.batch_size)
     if validation is None:
         return dict(contract.thresholds)
     thresholds = {DEFAULT: contract.thresholds[DEFAULT], **choose_thresholds(*validation, args.target_precision)}
-    if is_main_process() and thresholds != contract.thresholds and (directory / CONTRACT_FILE).is_file():
+    path = directory / CONTRACT_FILE
+    if is_main_process() and thresholds != contract.thresholds and path.is_file():
         try:
-            replace(contract, thresholds=thresholds).save(directory)
+            # The limits of a first pass were chosen for the thresholds of before; the benchmark chooses new ones.
+            replace(Contract.load(path), thresholds=thresholds, two_pass=None).save(directory)
         except OSError as error:
             log.warning(f"{directory}: operating points not written back ({error.strerror})")
     return thresholds
@@ -284,13 +287,6 @@ def cpu_benchmark_ms(directory: Path) -> float | None:
         return float(json.loads((directory / "cpu_benchmark.json").read_text(encoding="utf-8"))["avg_ms"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def spread_by_length(articles: list[Article], limit: int) -> list[Article]:
-    """At most ``limit`` articles, evenly spaced from the shortest to the longest."""
-    ordered = sorted(articles, key=lambda article: len(article.title) + len(article.content))
-    n = min(limit, len(ordered))
-    return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
 
 
 if __name__ == "__main__":

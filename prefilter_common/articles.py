@@ -1,7 +1,7 @@
 """The article record: read it from JSON Lines, validate it, turn it into the text that a model reads."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,13 @@ def load_split(data_dir: str | Path, name: str) -> list[Article]:
     if len(labels) < 2:
         raise InputError(f"{path}: every article is {LABEL_NAMES[labels.pop()]}; both labels are needed")
     return articles
+
+
+def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:
+    """At most ``limit`` articles, evenly spaced from the shortest to the longest."""
+    ordered = sorted(articles, key=lambda article: len(article.title) + len(article.content))
+    n = min(limit, len(ordered))
+    return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
 
 
 def _parse_line(line: bytes, number: int, require_label: bool) -> Article:

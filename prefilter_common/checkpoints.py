@@ -1,8 +1,8 @@
-"""What is in a model directory: the Hugging Face checkpoint and its input contract, ``prefilter.json``."""
+"""What is in a model directory: the Hugging Face checkpoint and its input contract."""
 
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,43 +17,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prefilter_common.articles import COMMERCE, INPUT_FORMAT, LABEL_NAMES
+from prefilter_common.articles import COMMERCE, LABEL_NAMES
 from prefilter_common.base_models import locate_base, named_errors
 from prefilter_common.cli import InputError
-from prefilter_common.files import write_json
-
-CONTRACT_FILE = "prefilter.json"
-
-
-@dataclass(frozen=True)
-class Contract:
-    """How a model must be fed and read: ``prefilter.json``, so that nobody retypes it as flags.
-
-    ``max_length`` is in tokens; logits are divided by ``temperature`` before they become probabilities;
-    ``thresholds`` are the named operating points on P(commerce).
-    """
-
-    input_format: str = INPUT_FORMAT
-    max_length: int = 512
-    base_model: str | None = None
-    base_revision: str | None = None
-    temperature: float = 1.0
-    thresholds: dict[str, float] = field(default_factory=lambda: {"default": 0.5})
-
-    @classmethod
-    def load(cls, path: Path) -> "Contract":
-        """Read a ``prefilter.json``. Raises InputError."""
-        try:
-            contract = cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (ValueError, TypeError) as error:
-            raise InputError(f"{path}: not a valid contract ({error}); train the model again") from None
-        if contract.input_format != INPUT_FORMAT:
-            raise InputError(f"{path}: input format {contract.input_format!r} is not {INPUT_FORMAT!r}; train again")
-        return contract
-
-    def save(self, directory: Path) -> None:
-        """Write ``prefilter.json``."""
-        write_json(directory / CONTRACT_FILE, asdict(self))
+from prefilter_common.contract import CONTRACT_FILE, Contract
 
 
 @dataclass(frozen=True)

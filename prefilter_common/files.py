@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +45,56 @@ def new_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     target = Path(target)
     check_free(target, overwrite)
     partial = partial_name(target)
-    owner = partial / "pid"
-    try:
-        if partial.exists():
-            if owner.is_file() and psutil.pid_exists(int(owner.read_text() or -1)):
-                raise InputError(f"{target}: process {owner.read_text()} is writing it; wait, or name another --output")
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True)
-        owner.write_text(str(os.getpid()))
-    except OSError as error:
-        raise InputError(f"{target}: cannot be created ({error.strerror}); name another --output") from None
+    owner = _claim(partial, target, keep=False)
     try:
         yield partial
         owner.unlink()
         _move_into_place(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def kept_directory(target: Path) -> Iterator[Path]:
+    """The hidden neighbour of ``target``, for this process alone; what is in it afterwards is kept for the next run.
+
+    Raises InputError when it cannot be created or another process has it.
+    """
+    partial = partial_name(target)
+    owner = _claim(partial, target, keep=True)
+    try:
+        yield partial
+    finally:
+        owner.unlink(missing_ok=True)
+        with suppress(OSError):  # not empty
+            partial.rmdir()
+
+
+def _claim(partial: Path, target: Path, keep: bool) -> Path:
+    """Make ``partial`` this process's, with what a dead one left there or without. Returns the file that says so."""
+    owner = partial / "pid"
+    try:
+        if _is_alive(owner):
+            raise InputError(f"{target}: process {owner.read_text()} is writing it; wait, or name another output")
+        if partial.exists() and not keep:
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True, exist_ok=True)
+        owner.write_text(str(os.getpid()))
+    except OSError as error:
+        raise InputError(f"{target}: cannot be created ({error.strerror}); name another output") from None
+    return owner
+
+
+def _is_alive(owner: Path) -> bool:
+    """Whether the process runs that wrote its id into ``owner``.
+
+    One that has started since then only has the same id: in a container every run may have the id 1.
+    """
+    try:
+        written, process = owner.stat().st_mtime, psutil.Process(int(owner.read_text()))
+        return process.create_time() <= written
+    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
+        return False
 
 
 def check_free(target: Path, overwrite: bool = False) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing it would load torch, which a table does not need
-    from prefilter_common.checkpoints import Contract
+    from prefilter_common.contract import Contract
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

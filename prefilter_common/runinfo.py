@@ -7,14 +7,16 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "scikit-learn", "numpy")
+ENGINE_PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx")  # not needed everywhere
 
 
 def run_info(argv: Sequence[str] | None, data_files: dict[str, Path]) -> dict:
@@ -33,6 +35,7 @@ def run_info(argv: Sequence[str] | None, data_files: dict[str, Path]) -> dict:
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
+            **{name: importlib.metadata.version(name) for name in ENGINE_PACKAGES if find_spec(name)},
         },
     }
 
@@ -61,6 +64,8 @@ def file_fingerprint(path: Path) -> dict:
 
 def hardware() -> dict:
     """Processor, threads, memory, and the GPU if there is one."""
+    import torch  # takes seconds, which those who only ask for the memory need not wait
+
     cuda = torch.cuda.is_available()
     return {
         "cpu": cpu_name(),
@@ -85,8 +90,17 @@ def cpu_name() -> str:
 
 def peak_memory_mib() -> float:
     """The largest resident memory that this process has had, in MiB."""
+    try:
+        # What Linux tells through getrusage, a process inherits from the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    except (OSError, IndexError):
+        pass
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
+    with suppress(OSError, StopIteration):  # Linux, where getrusage counts what the parent had when it started this
+        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

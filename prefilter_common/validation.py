@@ -24,7 +24,7 @@ def calibrate(checkpoint: Checkpoint, val: Sequence[Article], directory: Path) -
         The same model with the temperature in its contract. 1.0 where only one label occurs: nothing to fit on.
     """
     contract = replace(checkpoint.contract, temperature=1.0)
-    scores = Scorer(replace(checkpoint, contract=contract), checkpoint.model.device).score(val)
+    scores = Scorer.of(replace(checkpoint, contract=contract), checkpoint.model.device).score(val)
     labels = np.array([article.label for article in val])
     temperature = round(fit_temperature(labels, scores), 4) if len(np.unique(labels)) == 2 else 1.0
     log.info(f"temperature {temperature:.2f}, fitted on {len(val)} validation articles")

@@ -25,6 +25,7 @@ from transformers import (  # noqa: E402
 )
 
 from prefilter_common.articles import load_articles  # noqa: E402
+from prefilter_common.checkpoints import load_base_model  # noqa: E402
 from prefilter_common.cli import exit_code  # noqa: E402
 
 SPLITS = ROOT / "splits"
@@ -57,6 +58,15 @@ def tiny_models(tmp_path_factory, texts):
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_models):
     return tiny_models["minilm"]
+
+
+@pytest.fixture(scope="session")
+def classifiers(tmp_path_factory, tiny_models):
+    """Family -> directory of an untrained classifier that reads 64 tokens; not to be changed by a test."""
+    folder = tmp_path_factory.mktemp("classifiers")
+    for name, base in tiny_models.items():
+        load_base_model(str(base), max_length=64, seed=1).save(folder / name)
+    return {name: folder / name for name in tiny_models}
 
 
 # A wide initialisation lets untrained layers tell texts apart already.

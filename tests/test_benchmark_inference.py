@@ -1,27 +1,137 @@
 import json
+import shutil
 
+import numpy as np
 import pytest
+import torch
 from conftest import call, write_jsonl
 
 import benchmark_inference
+from prefilter_common import benchmark
+from prefilter_common.checkpoints import load_checkpoint
+from prefilter_common.contract import Contract, TwoPass
+from prefilter_common.conversion import convert
+from prefilter_common.scoring import Scorer
 
 
-def test_the_file_the_card_and_the_last_line(trained, data_dir, capsys):
-    flags = ["--model", trained / "tiny", "--test-data", data_dir / "test.jsonl", "--n-samples", 6, "--threads", 1]
-    assert call(benchmark_inference, flags) == 0
-    result = json.loads((trained / "tiny" / "cpu_benchmark.json").read_text(encoding="utf-8"))
-    assert result["model"] == "tiny" and result["n_samples"] == 6 and result["threads"] == 1
-    assert result["min_ms"] <= result["p50_ms"] <= result["p95_ms"] <= result["p99_ms"] <= result["max_ms"]
-    assert result["tokenize"]["avg_ms"] + result["forward"]["avg_ms"] == pytest.approx(result["avg_ms"], abs=0.01)
-    assert result["peak_memory_mib"] > 50 and result["run"]["data"]["articles"]["rows"] == 16
+@pytest.fixture
+def model(trained, tmp_path):
+    """A copy of the tiny model, whose engines and contract may be changed."""
+    return shutil.copytree(trained / "tiny", tmp_path / "models" / "tiny")
+
+
+@pytest.fixture
+def run(model, data_dir, tmp_path):
+    """Runs the benchmark on the copy; returns exit code and results file."""
+
+    def run(*flags, data=data_dir / "test.jsonl"):
+        base = ["--model", model, "--test-data", data, "--output", tmp_path / "results", "--n-samples", 4]
+        code = call(benchmark_inference, [*base, "--rounds", 2, *flags])
+        path = tmp_path / "results" / "benchmark_tiny.json"
+        return code, json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    return run
+
+
+def recommendation(model):
+    return json.loads((model / "cpu_benchmark.json").read_text(encoding="utf-8"))
+
+
+def test_the_rows_the_files_and_the_last_line(run, model, capsys, tmp_path):
+    pytest.importorskip("onnxruntime")
+    code, result = run("--engines", "pytorch-fp32", "onnxruntime-fp32", "--threads", 1, "--batch-sizes", 1, 8)
+    assert code == 0
+    reference, onnx = result["rows"]
+    assert (reference["engine"], reference["relative_speed"], reference["refused"]) == ("pytorch-fp32", 1.0, None)
+    assert reference["parity"]["max_score_difference"] < 1e-6 and onnx["parity"]["max_score_difference"] < 1e-4
+    for row in result["rows"]:
+        assert row["min_ms"] <= row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["max_ms"]
+        assert row["tokenize"]["avg_ms"] + row["forward"]["avg_ms"] == pytest.approx(row["avg_ms"], abs=0.01)
+        assert set(row["articles_per_second"]) == {"1", "8"} and row["disk_mib"] > 0.1 and row["load_s"] > 0
+        assert 20 < row["peak_memory_mib"] <= row["peak_memory_bulk_mib"]
+        assert 0 < row["share_of_bound"] < 1 and row["gflop_per_article"] > 0
+        low, high = row["relative_speed_rounds"]
+        assert low - 0.01 <= row["relative_speed"] <= high + 0.01
+    assert onnx["peak_memory_mib"] < reference["peak_memory_mib"] / 2  # it needs no torch
+    assert result["conditions"]["threads"] == 1 and result["conditions"]["matrix_gflops"]["fp32"] > 1
+    assert result["run"]["data"]["test"]["rows"] == 16 and "onnxruntime" in result["run"]["versions"]
+    record = recommendation(model)
+    assert record["engine"] == min(result["rows"], key=lambda row: row["avg_ms"])["engine"]
+    assert record["model"] == "tiny" and record["n_samples"] == 4
+    assert (tmp_path / "results" / "benchmark_tiny.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out.splitlines()
-    assert "6 articles one at a time, 3 rounds" in out[1] and result["run"]["hardware"]["cpu"] in out[0]
-    assert json.loads(out[-1]) == {key: value for key, value in result.items() if key != "run"}
+    assert result["run"]["hardware"]["cpu"] in out[0] and "4 of them one at a time, 2 rounds" in out[2]
+    assert json.loads(out[-1]) == {key: value for key, value in record.items() if key != "run"}
+    assert Scorer.load(model).engine.name == record["engine"]
 
 
-def test_articles_need_no_labels(trained, tmp_path):
+def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys):
+    """It was made from a checkpoint that says the opposite, and planted as if it were this one's."""
+    pytest.importorskip("onnxruntime")
+    opposite = shutil.copytree(model, model.parent / "opposite")
+    checkpoint = load_checkpoint(opposite)
+    with torch.no_grad():
+        checkpoint.model.classifier.weight.neg_()
+        checkpoint.model.classifier.bias.neg_()
+    checkpoint.save(opposite)
+    good, broken = convert(model, "onnxruntime-int8", None), convert(opposite, "onnxruntime-int8", None)
+    shutil.copy(broken / "model.onnx", good / "model.onnx")
+    code, result = run("--engines", "onnxruntime-int8")
+    assert code == 0
+    reference, planted = result["rows"]
+    assert planted["avg_ms"] < reference["avg_ms"]  # else that it is not recommended would show nothing
+    assert "decisions changed" in planted["refused"]
+    assert result["recommended"] == "pytorch-fp32 64" and recommendation(model)["engine"] == "pytorch-fp32"
+    assert "refused: onnxruntime-int8 64: " in capsys.readouterr().out
+    assert Scorer.load(model).engine.name == "pytorch-fp32"
+
+
+def test_an_engine_that_cannot_be_had_is_a_row_with_its_reason(run, monkeypatch, capsys):
+    monkeypatch.setattr("prefilter_common.engines.find_spec", lambda name: None)
+    code, result = run("--engines", "openvino-fp32", "onnxruntime-int8")
+    assert code == 0 and len(result["rows"]) == 1
+    assert result["skipped"]["openvino-fp32"] == "openvino is not installed; pip install openvino"
+    assert "skipped: onnxruntime-int8: onnxruntime is not installed" in capsys.readouterr().out
+
+
+def test_the_limits_of_a_first_pass_are_chosen_stored_and_used(run, model, monkeypatch):
+    """The choice itself has its own tests; here it is made beforehand."""
+    two_pass = TwoPass(16, 1.0, 0.0, 1.0)  # all that is cut is read again: the same decisions
+    monkeypatch.setattr(
+        "prefilter_common.benchmark.choose_two_pass", lambda *rest: (two_pass, {"tokens": 1, "read_in_full": 1})
+    )
+    code, result = run("--engines", "pytorch-fp32")
+    assert code == 0
+    assert Contract.load(model / "prefilter.json").two_pass == two_pass
+    one, two = result["rows"]
+    assert (one["passes"], two["passes"]) == (1, 2) and two["refused"] is None
+    assert two["gflop_per_article"] > one["gflop_per_article"]
+    record = recommendation(model) | {"passes": 2}
+    (model / "cpu_benchmark.json").write_text(json.dumps(record), encoding="utf-8")
+    assert Scorer.load(model).contract.two_pass == two_pass
+
+
+def test_one_pass_leaves_the_limits_alone(run, model):
+    two_pass = TwoPass(16, 1.0, 0.2, 0.8)
+    contract = Contract.load(model / "prefilter.json")
+    Contract(**{**vars(contract), "two_pass": two_pass}).save(model)
+    assert run("--engines", "pytorch-fp32", "--passes", 1)[0] == 0
+    assert Contract.load(model / "prefilter.json").two_pass == two_pass
+
+
+def test_shorter_reads_are_rows_of_their_own(run, capsys):
+    code, result = run("--engines", "pytorch-fp32", "--passes", 1, "--max-lengths", 16, 64)
+    assert code == 0 and [row["max_length"] for row in result["rows"]] == [64, 16]
+    assert result["rows"][1]["gflop_per_article"] < result["rows"][0]["gflop_per_article"]
+    assert run("--max-lengths", 128)[0] == 2
+    assert "--max-lengths 128: the model reads at most 64 tokens" in capsys.readouterr().err
+
+
+def test_articles_need_no_labels(run, tmp_path):
     data = write_jsonl(tmp_path / "a.jsonl", [{"title": "t", "content": "c"}])
-    assert call(benchmark_inference, ["--model", trained / "tiny", "--test-data", data, "--rounds", 1]) == 0
+    code, result = run("--engines", "pytorch-fp32", data=data)
+    assert code == 0 and result["rows"][0]["f1"] is None
+    assert "pass --val-data" in result["skipped"]["two passes"]
 
 
 def test_the_one_model_is_found_and_several_are_a_question(tmp_path, monkeypatch, capsys, data_dir):
@@ -41,4 +151,19 @@ def test_the_one_model_is_found_and_several_are_a_question(tmp_path, monkeypatch
     [(49.9, "meets the target"), (50.0, "meets the minimum (< 100 ms), not"), (100.0, "misses the minimum")],
 )
 def test_the_verdict(ms, words):
-    assert benchmark_inference.verdict(ms).startswith(words)
+    assert benchmark.verdict(ms).startswith(words)
+
+
+def test_the_frontier_is_what_nothing_else_beats():
+    rows = [{"avg_ms": ms, "f1": f1} for ms, f1 in [(10, 0.8), (20, 0.9), (30, 0.85), (40, 0.95), (5, 0.7), (6, 0.7)]]
+    assert [row["avg_ms"] for row in benchmark.frontier(rows)] == [5, 10, 20, 40]
+
+
+def test_operations_are_those_that_the_layers_need(trained):
+    from prefilter_common.timing import operations
+
+    model = load_checkpoint(trained / "tiny").model
+    n, t, width, inner, layers = 3, 50, 32, 64, 2
+    expected = n * layers * (2 * t * (4 * width**2 + 2 * width * inner) + 4 * t**2 * width)
+    assert operations(model)((n, t)) == pytest.approx(expected, rel=0.01)
+    assert np.isfinite(expected)

@@ -7,8 +7,8 @@ from conftest import call, write_jsonl
 from sklearn.metrics import f1_score
 
 import evaluate_models
-from prefilter_common.articles import Article, load_articles
-from prefilter_common.checkpoints import Contract
+from prefilter_common.articles import Article, load_articles, spread_by_length
+from prefilter_common.contract import Contract
 from prefilter_common.evaluation import baseline_row, traffic_cautions
 from prefilter_common.scoring import Scorer
 
@@ -119,9 +119,9 @@ def test_messy_articles_are_evaluated(models_dir, tmp_path):
 
 def test_the_latency_sample_spans_the_lengths():
     articles = [Article("", "x" * n) for n in range(100)]
-    sample = [len(a.content) for a in evaluate_models.spread_by_length(articles[::-1], 10)]
+    sample = [len(a.content) for a in spread_by_length(articles[::-1], 10)]
     assert sample == list(range(5, 100, 10))
-    assert len(evaluate_models.spread_by_length(articles[:3], 10)) == 3
+    assert len(spread_by_length(articles[:3], 10)) == 3
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ def families(tmp_path_factory, tiny_models, data_dir):
     save = prefilter_common.training.save_model_directory
 
     def scoring_save(directory, output, checkpoint, *rest):
-        in_memory[output.name] = Scorer(checkpoint, torch.device("cpu")).score(articles)
+        in_memory[output.name] = Scorer.of(checkpoint, "cpu").score(articles)
         save(directory, output, checkpoint, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +45,7 @@ def families(tmp_path_factory, tiny_models, data_dir):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_directory_holds_exactly_what_it_should(families, name):
-    found = {path.name for path in (families[0] / name).iterdir()} - {"cpu_benchmark.json"}
+    found = {path.name for path in (families[0] / name).iterdir()} - {"cpu_benchmark.json", "onnxruntime-fp32"}
     assert found == (ADAPTER | TOKENIZER | RECORDS if name == "qwen" else FILES)
 
 
@@ -72,7 +72,7 @@ def test_adapter_merged_checkpoint_and_training_agree(families, data_dir, capsys
     with torch.inference_mode():
         logits = torch.cat([model(**row).logits for row in rows])
     merged_scorer = Scorer.load(models_dir / "qwen-merged", "cpu")
-    adapter = (logits / merged_scorer.checkpoint.contract.temperature).softmax(-1)[:, 1].numpy()
+    adapter = (logits / merged_scorer.contract.temperature).softmax(-1)[:, 1].numpy()
     merged = merged_scorer.score(articles)
     differences = {"adapter": abs(adapter - in_memory["qwen"]).max(), "merged": abs(merged - in_memory["qwen"]).max()}
     with capsys.disabled():
@@ -116,8 +116,9 @@ def test_all_families_in_one_table(families, data_dir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_each_family_is_benchmarked(families, data_dir, name):
-    flags = ["--model", families[0] / name, "--test-data", data_dir / "test.jsonl", "--n-samples", 4, "--rounds", 1]
+def test_each_family_is_benchmarked(families, data_dir, tmp_path, name):
+    flags = ["--model", families[0] / name, "--test-data", data_dir / "test.jsonl", "--output", tmp_path]
+    flags += ["--engines", "onnxruntime-fp32", "--n-samples", 4, "--rounds", 1]
     assert call(benchmark_inference, flags) == 0
 
 

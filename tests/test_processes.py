@@ -52,7 +52,7 @@ def test_torchrun_trains_one_model_whose_metrics_are_the_whole_validation_sets(
     articles = load_articles(odd_data / "val.jsonl")
     labels = np.array([a.label for a in articles])
     scorer = Scorer.load(output, "cpu")
-    scores = at_temperature(scorer.score(articles), 1 / scorer.checkpoint.contract.temperature)  # as in training
+    scores = at_temperature(scorer.score(articles), 1 / scorer.contract.temperature)  # as in training
     assert metrics["eval_accuracy"] == pytest.approx(((scores >= 0.5) == labels).mean())
     log_loss = -np.log(np.where(labels == 1, scores, 1 - scores)).mean()
     assert metrics["eval_loss"] == pytest.approx(log_loss, rel=1e-3)

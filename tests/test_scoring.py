@@ -1,11 +1,18 @@
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prefilter_common.articles import Article, format_input, load_articles
-from prefilter_common.checkpoints import Checkpoint, Contract, load_checkpoint
+from prefilter_common.checkpoints import Checkpoint, load_checkpoint
 from prefilter_common.cli import InputError
+from prefilter_common.contract import Contract, TwoPass
+from prefilter_common.conversion import convert
 from prefilter_common.scoring import Scorer, time_single_articles
 
 
@@ -35,7 +42,7 @@ def test_more_articles_than_are_tokenised_at_once(scorer, articles, monkeypatch)
 
 def test_an_article_longer_than_max_length_is_cut(scorer):
     long = Article("t", "word " * 1_000)
-    assert len(scorer.tokenize([long])[0]["input_ids"]) == 64
+    assert len(scorer.tokenize([long])[0]) == 64
     assert 0 < scorer.score([long])[0] < 1
 
 
@@ -46,7 +53,7 @@ def test_an_empty_article_is_scored(scorer):
 def test_the_contract_is_applied(trained, articles):
     plain = load_checkpoint(trained / "tiny")
     contract = Contract(max_length=64, temperature=2.0, thresholds={"default": 0.5, "never": 1.0, "always": 0.0})
-    scorer = Scorer(Checkpoint(plain.model, plain.tokenizer, contract), torch.device("cpu"))
+    scorer = Scorer.of(Checkpoint(plain.model, plain.tokenizer, contract), "cpu")
     inputs = plain.tokenizer(format_input(articles[0]), truncation=True, max_length=64, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     logits = plain.model(**inputs).logits[0].detach()
@@ -73,7 +80,7 @@ def test_a_directory_of_the_earlier_scripts_is_scored(tmp_path, tiny_encoder, ar
 
 def test_labels_in_the_other_order_are_read_by_name(tmp_path, trained, articles):
     checkpoint = load_checkpoint(trained / "tiny")
-    expected = Scorer(checkpoint, torch.device("cpu")).score(articles)
+    expected = Scorer.of(checkpoint, "cpu").score(articles)
     with torch.no_grad():
         for parameter in (checkpoint.model.classifier.weight, checkpoint.model.classifier.bias):
             parameter.copy_(parameter.flip(0))
@@ -95,3 +102,38 @@ def test_what_is_not_a_model_is_named(tmp_path, trained):
 def test_single_article_timings(scorer, articles):
     tokenize, forward = time_single_articles(scorer, articles[:4], rounds=3)
     assert tokenize.shape == forward.shape == (12,) and (tokenize > 0).all() and (forward > 0).all()
+
+
+@pytest.fixture(scope="module")
+def converted(trained, tmp_path_factory):
+    """A copy of the tiny model, to which a test adds engines."""
+    return shutil.copytree(trained / "tiny", tmp_path_factory.mktemp("converted") / "tiny")
+
+
+@pytest.mark.parametrize(
+    ("engine", "packages"),
+    [
+        ("pytorch-fp32", []),
+        ("openvino-fp32", ["openvino"]),
+        ("openvino-int8", ["openvino", "nncf"]),
+        ("onnxruntime-fp32", ["onnxruntime", "onnx"]),
+    ],
+)
+def test_threads_share_a_scorer(converted, articles, request, engine, packages):
+    """Eight at once, which read 16 tokens, 64, or first 16 and then 64 over one engine, get what one alone gets."""
+    for package in packages:
+        pytest.importorskip(package)
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    convert(converted, engine, articles)
+    articles = [replace(article, title="", content=article.content[: 3 * i]) for i, article in enumerate(articles)]
+    scorer = Scorer.load(converted, engine=engine, threads=1)
+    assert len({len(ids) for ids in scorer.tokenize(articles)}) > 10
+    readings = [scorer.reading(16), scorer.reading(64), scorer.reading(64, TwoPass(16, 1.0, 0.3, 0.7))]
+    jobs = [(reading, articles[i : i + 1 + i % 3]) for i in range(len(articles)) for reading in readings]
+    expected = [reading.score(some, batch_size=2) for reading, some in jobs]
+    short, long = (np.concatenate(expected[i::3]) for i in range(2))
+    assert np.abs(short - long).max() > 0.01  # else a reading of the wrong length could not be seen
+    with ThreadPoolExecutor(8) as pool:
+        scores = list(pool.map(lambda job: job[0].score(job[1], batch_size=2), jobs))
+    for found, alone in zip(scores, expected, strict=True):
+        np.testing.assert_allclose(found, alone, atol=1e-6)

@@ -31,6 +31,7 @@ def test_the_model_directory_holds_exactly_what_it_should(trained, data_dir, tin
         "base_model": str(tiny_encoder),
         "base_revision": None,
         "thresholds": {"default": 0.5},
+        "two_pass": None,
     }
     run = read(model / "run.json")
     assert run["data"]["train"]["rows"] == 48 and len(run["data"]["val"]["sha256"]) == 64
@@ -75,11 +76,11 @@ def test_validation_predictions_are_the_calibrated_scores_in_the_files_order(tra
     np.testing.assert_allclose([r["score"] for r in rows], scorer.score(articles), atol=1e-5)
     labels = np.array([a.label for a in articles])
     fitted = fit_temperature(labels, uncalibrated(scorer, articles))
-    assert scorer.checkpoint.contract.temperature == pytest.approx(fitted, abs=1e-3) != 1.0
+    assert scorer.contract.temperature == pytest.approx(fitted, abs=1e-3) != 1.0
 
 
 def uncalibrated(scorer, articles):
-    return at_temperature(scorer.score(articles), 1 / scorer.checkpoint.contract.temperature)
+    return at_temperature(scorer.score(articles), 1 / scorer.contract.temperature)
 
 
 def test_the_same_seed_gives_the_same_model(tmp_path, tiny_encoder, data_dir, trained):

@@ -1,0 +1,148 @@
+"""With which engine, and how, a model directory is read by default and on request."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+
+from prefilter_common import conversion, engines
+from prefilter_common.articles import load_articles
+from prefilter_common.cli import InputError
+from prefilter_common.contract import Contract, TwoPass
+from prefilter_common.scoring import Scorer
+
+NAME, UNBUILT = "onnxruntime-fp32", "openvino-fp32"
+TWO_PASS = TwoPass(max_length=32, temperature=1.5, low=0.4, high=0.6)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory, classifiers):
+    path = tmp_path_factory.mktemp("built") / "m"
+    shutil.copytree(classifiers["minilm"], path)
+    Contract(max_length=64, two_pass=TWO_PASS).save(path)
+    conversion.convert(path, NAME, None)
+    return path
+
+
+@pytest.fixture
+def model(tmp_path, built):
+    """Converted, not benchmarked, with two passes in its contract; for a test to change."""
+    return shutil.copytree(built, tmp_path / "m")
+
+
+def recommend(model, text=None, **found):
+    (model / "cpu_benchmark.json").write_text(text or json.dumps(found))
+
+
+def warnings_of(caplog):
+    return [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def chosen(model, **kwargs):
+    contract = (scorer := Scorer.load(model, **kwargs)).contract
+    return scorer.engine.name, contract.max_length, contract.two_pass
+
+
+def test_pytorch_before_there_is_a_benchmark(model, caplog):
+    assert chosen(model) == ("pytorch-fp32", 64, None)
+    assert not warnings_of(caplog)
+
+
+@pytest.mark.parametrize(("passes", "two_pass"), [(1, None), (2, TWO_PASS)])
+def test_the_recommended_engine_length_and_passes(model, caplog, passes, two_pass):
+    caplog.set_level(logging.INFO)
+    recommend(model, engine=NAME, max_length=48, passes=passes)
+    assert chosen(model) == (NAME, 48, two_pass)
+    assert not warnings_of(caplog)
+    words = "two passes" if passes == 2 else "one pass"
+    assert f"{NAME}, {words}, at most 48 tokens" in caplog.messages[-1]
+
+
+def test_two_passes_that_the_contract_does_not_have_are_one(model):
+    Contract(max_length=64).save(model)
+    recommend(model, engine=NAME, max_length=64, passes=2)
+    assert chosen(model) == (NAME, 64, None)
+
+
+def test_no_more_tokens_than_the_model_was_trained_on(model, data_dir):
+    """As when the file was copied from another model's directory."""
+    recommend(model, engine=NAME, max_length=512, passes=1)
+    assert chosen(model) == (NAME, 64, None)
+
+
+def test_what_is_asked_for_goes_before_the_recommendation_and_reads_in_full(model, data_dir):
+    recommend(model, engine=NAME, max_length=48, passes=2)
+    assert chosen(model, engine="pytorch-fp32") == ("pytorch-fp32", 64, None)
+    assert chosen(model, engine=NAME) == (NAME, 64, None)
+    assert chosen(model, device="cpu") == ("pytorch-fp32", 64, None)
+    articles = load_articles(data_dir / "test.jsonl")
+    scores = [Scorer.load(model, engine=name).score(articles) for name in (NAME, "pytorch-fp32")]
+    np.testing.assert_allclose(*scores, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("engine", "why"),
+    [
+        (
+            UNBUILT,
+            "has no openvino-fp32 made from this checkpoint; python benchmark_inference.py --model",
+        ),
+        ("tensorrt-fp16", "'tensorrt-fp16' is not an engine"),
+        ("pytorch", "'pytorch' is not an engine"),
+        ("../../etc", "is not an engine"),
+    ],
+)
+def test_a_recommendation_that_cannot_be_had_is_passed_over_with_one_warning(model, caplog, engine, why):
+    recommend(model, engine=engine, max_length=48, passes=2)
+    assert chosen(model) == ("pytorch-fp32", 64, None)
+    assert [why in record.getMessage() for record in warnings_of(caplog)] == [True]
+
+
+def test_a_recommendation_whose_checkpoint_has_changed(model, caplog):
+    recommend(model, engine=NAME, max_length=48, passes=1)
+    config = model / "config.json"
+    config.write_text(config.read_text() + "\n")
+    assert chosen(model) == ("pytorch-fp32", 64, None)
+    assert len(warnings_of(caplog)) == 1 and "made from this checkpoint" in caplog.text
+
+
+def test_a_recommendation_that_is_not_installed(model, caplog, monkeypatch):
+    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    recommend(model, engine=NAME, max_length=48, passes=1)
+    assert chosen(model) == ("pytorch-fp32", 64, None)
+    assert len(warnings_of(caplog)) == 1 and "pip install onnxruntime" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model": "tiny", "engine": "pytorch", "precision": "fp32", "avg_ms": 20.1}',  # the earlier format
+        "",
+        '{"engine": "onnxruntime-fp32", "max_le',
+        "[]",
+        "null",
+        '"onnxruntime-fp32"',
+        '{"engine": ["onnxruntime-fp32"], "max_length": 64, "passes": 1}',
+        '{"engine": null, "max_length": 64, "passes": 1}',
+        '{"engine": "onnxruntime-fp32", "max_length": "64", "passes": 1}',
+        '{"engine": "onnxruntime-fp32", "max_length": 0, "passes": 1}',
+        '{"engine": "onnxruntime-fp32", "max_length": 64, "passes": 3}',
+        '{"engine": "onnxruntime-fp32", "max_length": 64, "passes": "two"}',
+    ],
+)
+def test_a_benchmark_that_recommends_nothing_readable(model, text):
+    (model / "cpu_benchmark.json").write_text(text)
+    assert chosen(model) == ("pytorch-fp32", 64, None)
+
+
+def test_an_engine_that_is_asked_for_and_cannot_be_had(model):
+    with pytest.raises(
+        InputError, match=r"made from this checkpoint; python benchmark_inference\.py --model .*m makes"
+    ):
+        Scorer.load(model, engine=UNBUILT)
+    with pytest.raises(InputError, match="'openvino' is not an engine; there are pytorch-fp32, "):
+        Scorer.load(model, engine="openvino")
+    with pytest.raises(InputError, match="onnxruntime-fp32: runs on the CPU only"):
+        Scorer.load(model, engine=NAME, device="cuda")

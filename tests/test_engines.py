@@ -1,0 +1,245 @@
+"""Every family on every engine scores as PyTorch does, and says in what precision."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+import torch
+from conftest import ROOT
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from prefilter_common import engines
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.checkpoints import load_checkpoint
+from prefilter_common.contract import Contract
+from prefilter_common.conversion import convert
+from prefilter_common.engines import ENGINES, REFERENCE, Unavailable, check_available
+from prefilter_common.scoring import Scorer
+
+FAMILIES = ["distilbert", "minilm", "xlm-roberta", "qwen"]
+FP32 = ["openvino-fp32", "onnxruntime-fp32"]
+INT8 = ["openvino-int8", "onnxruntime-int8"]
+# Of an int8 engine's log-odds from the reference, over the reference's spread: root mean squares. Unrelated scores
+# have 1.2 to 1.6, constant ones 1; these untrained models, whose weights were drawn wide, have 0.06 to 0.43, which
+# changes from run to run with the vocabulary that the tiny tokenizer happens upon.
+INT8_TOLERANCE = 0.7
+
+
+@pytest.fixture(scope="module")
+def articles(data_dir):
+    """Of many lengths, among them an empty one and two that are cut."""
+    return [
+        *load_articles(data_dir / "test.jsonl"),
+        Article("", ""),
+        Article("t", "word " * 500),
+        Article("kurz", "ja"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def train(data_dir):
+    return load_articles(data_dir / "train.jsonl")[:16]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory, classifiers, train):
+    """Family -> a directory with the converted models of all engines in it."""
+    folder = tmp_path_factory.mktemp("converted")
+    for family, directory in classifiers.items():
+        shutil.copytree(directory, folder / family)
+        for engine in FP32 + INT8:
+            convert(folder / family, engine, train)
+    return {family: folder / family for family in classifiers}
+
+
+def log_odds(scorer, articles, batch_size=32):
+    scores = scorer.score(articles, batch_size)
+    return np.log(scores) - np.log1p(-scores)
+
+
+def relative_error(found, expected):
+    return np.sqrt(np.mean((found - expected) ** 2)) / expected.std()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("engine", FP32)
+def test_fp32_engines_score_as_pytorch_does(converted, articles, family, engine):
+    expected = Scorer.load(converted[family], engine=REFERENCE).score(articles)
+    scorer = Scorer.load(converted[family], engine=engine)
+    assert expected.std() > 0.001  # else agreement would prove nothing
+    alone = np.concatenate([scorer.score([article]) for article in articles])
+    for scores in (alone, scorer.score(articles), scorer.score(articles, batch_size=5)):
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("engine", INT8)
+def test_int8_engines_score_about_as_pytorch_does(converted, articles, family, engine):
+    expected = log_odds(Scorer.load(converted[family], engine=REFERENCE), articles)
+    scorer = Scorer.load(converted[family], engine=engine)
+    alone = np.concatenate([log_odds(scorer, [article]) for article in articles])
+    errors = [relative_error(found, expected) for found in (alone, log_odds(scorer, articles, batch_size=5))]
+    assert 0 < max(errors) < INT8_TOLERANCE
+    assert relative_error(np.roll(expected, 1), expected) > 1.2 * INT8_TOLERANCE
+
+
+@pytest.mark.parametrize("engine", ["pytorch-bf16", "openvino-bf16"])
+def test_bf16_engines_score_about_as_pytorch_does(converted, articles, engine):
+    try:
+        check_available(engine)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    expected = log_odds(Scorer.load(converted["minilm"], engine=REFERENCE), articles)
+    scorer = Scorer.load(converted["minilm"], engine=engine)
+    assert scorer.engine.precision == "bf16"
+    assert 0 < relative_error(log_odds(scorer, articles), expected) < 0.1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_precision_is_what_is_executed(converted, family):
+    precisions = {name: Scorer.load(converted[family], engine=name).engine.precision for name in FP32 + INT8}
+    assert precisions["openvino-fp32"] == precisions["onnxruntime-fp32"] == "fp32"
+    assert precisions["openvino-int8"] in ("int8+fp32", "int8+bf16") and precisions["onnxruntime-int8"] == "int8+fp32"
+    # ONNX Runtime does not say what it executes; its model does.
+    kinds = {name: _operations(converted[family] / name / "model.onnx") for name in ("onnxruntime-fp32", INT8[1])}
+    assert "MatMulInteger" in kinds["onnxruntime-int8"] and "MatMulInteger" not in kinds["onnxruntime-fp32"]
+
+
+def _operations(path):
+    return {node.op_type for node in onnx.load(path).graph.node}
+
+
+def test_int8_weights_leave_room_for_processors_that_add_in_16_bits(converted):
+    """Two products of an 8-bit activation and a 7-bit weight fit: 2 * 255 * 64 < 2 ** 15."""
+    read = openvino.Core().read_model(converted["minilm"] / "openvino-int8" / "model.xml")
+    constants = [node.data for node in read.get_ops() if node.get_type_name() == "Constant"]
+    graph = onnx.load(converted["minilm"] / "onnxruntime-int8" / "model.onnx").graph
+    for arrays in (constants, [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]):
+        matrices = [a for a in arrays if a.dtype == np.int8 and a.shape in ((32, 32), (32, 64), (64, 32))]
+        assert len(matrices) >= 12 and max(abs(matrix.astype(int)).max() for matrix in matrices) <= 64
+
+
+def test_openvinos_precision_is_not_read_off_the_name(converted, tmp_path):
+    """An int8 folder that holds an fp32 model is called fp32."""
+    for path in (converted["minilm"] / "openvino-fp32").iterdir():
+        shutil.copy(path, tmp_path)
+    assert engines.open_converted(tmp_path, "openvino-int8", None).precision == "fp32"
+
+
+def test_fp32_is_asked_for_where_openvino_would_take_bf16(converted, monkeypatch):
+    asked = []
+    compile_model = openvino.Core.compile_model
+
+    def spy(core, path, device, settings):
+        asked.append(settings["INFERENCE_PRECISION_HINT"])
+        return compile_model(core, path, device, {})
+
+    monkeypatch.setattr(openvino.Core, "compile_model", spy)
+    monkeypatch.setattr(engines, "_has_bf16", lambda *args: True)
+    for name in ("openvino-fp32", "openvino-bf16", "openvino-int8"):
+        Scorer.load(converted["minilm"], engine=name)
+    assert asked == ["f32", "bf16", "bf16"]
+
+
+@pytest.mark.parametrize("engine", FP32)
+def test_one_sigmoid_output_of_an_earlier_script(tmp_path, tiny_encoder, articles, engine):
+    """No prefilter.json either."""
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=1).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
+    expected = Scorer.load(tmp_path).score(articles)
+    assert expected.std() > 0.001
+    convert(tmp_path, engine, None)
+    np.testing.assert_allclose(Scorer.load(tmp_path, engine=engine).score(articles), expected, atol=1e-5)
+    (tmp_path / "model.safetensors").unlink()
+    scorer = Scorer.load(tmp_path, engine=engine)
+    assert scorer.contract == Contract(max_length=128)  # all that the model has positions for
+    np.testing.assert_allclose(scorer.score(articles), expected, atol=1e-5)
+
+
+def test_labels_in_the_other_order(tmp_path, classifiers, articles, engine="onnxruntime-fp32"):
+    checkpoint = load_checkpoint(classifiers["minilm"])
+    expected = Scorer.of(checkpoint, "cpu").score(articles)
+    checkpoint.model.config.id2label = {0: "commerce", 1: "journalism"}
+    checkpoint.model.config.label2id = {"commerce": 0, "journalism": 1}
+    checkpoint.save(tmp_path)
+    convert(tmp_path, engine, None)
+    np.testing.assert_allclose(Scorer.load(tmp_path, engine=engine).score(articles), 1 - expected, atol=1e-5)
+
+
+def test_an_adapter_is_converted_merged(tmp_path, tiny_models, articles, engine="onnxruntime-fp32"):
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_models["qwen"], num_labels=2, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", r=4, target_modules=["q_proj", "v_proj"]))
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter)  # a fresh adapter adds nothing
+    model.save_pretrained(tmp_path)
+    expected = Scorer.load(tmp_path).score(articles)
+    convert(tmp_path, engine, None)
+    (tmp_path / "adapter_model.safetensors").unlink()
+    np.testing.assert_allclose(Scorer.load(tmp_path, engine=engine).score(articles), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", FP32)
+def test_a_converted_engine_imports_neither_torch_nor_transformers(converted, engine):
+    program = (
+        "import sys; from prefilter_common.articles import Article; from prefilter_common.scoring import Scorer; "
+        f"print(Scorer.load({str(converted['minilm'])!r}, engine={engine!r}).score([Article('a', 'b')])[0]); "
+        "print(sorted({'torch', 'transformers', 'peft', 'onnx', 'nncf'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    score, modules = done.stdout.splitlines()
+    assert modules == "[]"
+    expected = Scorer.load(converted["minilm"], engine=REFERENCE).score([Article("a", "b")])[0]
+    assert float(score) == pytest.approx(expected, abs=1e-5)
+
+
+def test_threads_do_not_disturb_each_other(converted, articles):
+    from concurrent.futures import ThreadPoolExecutor
+
+    for engine in FP32:
+        scorer = Scorer.load(converted["minilm"], engine=engine)
+        expected = [scorer.score([article])[0] for article in articles]
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda article, one=scorer: one.score([article])[0], articles * 5))
+        np.testing.assert_allclose(found, expected * 5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if not name.startswith("pytorch")])
+def test_a_library_that_is_not_installed(monkeypatch, name):
+    library = name.split("-")[0]
+    monkeypatch.setitem(sys.modules, library, None)
+    assert importlib.util.find_spec(library) is None
+    with pytest.raises(Unavailable, match=f"^{name}: {library} is not installed; pip install {library}$"):
+        check_available(name)
+
+
+def test_a_processor_without_bf16(monkeypatch):
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *args: ["FP32", "INT8"])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for name in ("pytorch-bf16", "openvino-bf16"):
+        with pytest.raises(Unavailable, match=f"^{name}: this processor has no bf16 arithmetic$"):
+            check_available(name)
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *args: ["FP32", "BF16"])
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for name in ("pytorch-bf16", "openvino-bf16"):
+        check_available(name)
+
+
+@pytest.mark.parametrize("name", ["tensorrt-fp16", "pytorch", "openvino-fp32-x", "onnxruntime-bf16", ""])
+def test_an_engine_that_does_not_exist(name):
+    with pytest.raises(Unavailable, match="is not an engine; there are pytorch-fp32, "):
+        check_available(name)
+
+
+def test_what_only_runs_on_the_cpu():
+    with pytest.raises(Unavailable, match=r"^openvino-fp32: runs on the CPU only$"):
+        check_available("openvino-fp32", "cuda")

@@ -1,0 +1,64 @@
+"""The README's recipe for Ray Data, as it stands there, in two local workers."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pyarrow.parquet
+import pytest
+from conftest import ROOT, write_jsonl
+
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.scoring import Scorer
+
+pytest.importorskip("ray")
+
+
+def recipe():
+    """The fenced block of the README whose first line is the comment ``# ray``."""
+    (block,) = re.findall(r"```python\n(# ray\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return block
+
+
+def run_recipe(tmp_path, model, **replaced):
+    """Run the recipe in a directory of its own with what the README says of PYTHONPATH; id -> score."""
+    code = recipe()
+    for old, new in {"/data/models/distilbert": str(model), **replaced}.items():
+        assert old in code
+        code = code.replace(old, new)
+    code = f"import ray\nray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)\n{code}"
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = pyarrow.parquet.read_table(tmp_path / "scores").to_pylist()
+    return {row["id"]: row["score"] for row in rows}
+
+
+def test_the_recipe_gives_the_scorers_scores(tmp_path, trained, data_dir):
+    articles = load_articles(data_dir / "train.jsonl")
+    rows = [{"id": a.id, "title": a.title, "content": a.content} for a in articles]
+    rows[3]["title"] = None
+    rows[5].pop("title")
+    expected = [Article(row.get("title") or "", row["content"]) for row in rows]
+    scores = Scorer.load(trained / "tiny").score(expected)
+    (tmp_path / "in.jsonl").mkdir()  # files of a folder, so that there is work for both workers
+    for part in range(4):
+        write_jsonl(tmp_path / "in.jsonl" / f"{part}.jsonl", rows[part::4])
+    found = run_recipe(tmp_path, trained / "tiny")
+    assert found == pytest.approx({row["id"]: score for row, score in zip(rows, scores, strict=True)}, abs=1e-6)
+
+
+def test_the_recipe_reads_parquet_in_which_no_article_has_a_title(tmp_path, trained, data_dir):
+    articles = load_articles(data_dir / "val.jsonl")
+    table = pyarrow.table({
+        "id": [a.id for a in articles], "title": [None] * len(articles), "content": [a.content for a in articles],
+    })  # fmt: skip
+    pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
+    found = run_recipe(
+        tmp_path, trained / "tiny", **{'read_json("in.jsonl", lines=True)': 'read_parquet("in.parquet")'}
+    )
+    scores = Scorer.load(trained / "tiny").score([Article("", a.content) for a in articles])
+    assert found == pytest.approx({a.id: score for a, score in zip(articles, scores, strict=True)}, abs=1e-6)

@@ -1,0 +1,182 @@
+"""What is read once, what twice, and what the contract says of it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from tokenizers import Tokenizer
+
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.checkpoints import load_checkpoint
+from prefilter_common.cli import InputError
+from prefilter_common.contract import Contract, TwoPass
+from prefilter_common.scoring import Scorer, sigmoid
+from prefilter_common.tokenization import ArticleTokenizer
+
+FULL, FIRST = 90, 30
+TWO_PASS = TwoPass(max_length=FIRST, temperature=0.5, low=0.2, high=0.8)
+PLAIN = Contract(max_length=FULL, temperature=2.0)
+
+
+class StubEngine:
+    """Log-odds that are drawn from the token ids, whatever the padding, and a list of the rows it was given."""
+
+    name, precision = "stub", "fp32"
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, input_ids, attention_mask):
+        found = [tuple(ids[mask == 1]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        self.rows += found
+        return np.array([np.random.default_rng(row).normal(scale=2) for row in found])
+
+
+@pytest.fixture(scope="module")
+def articles(data_dir):
+    """Distinct ones; the last are shorter than the first read."""
+    return [*load_articles(data_dir / "train.jsonl"), Article("", ""), Article("a", "b"), Article("b", "a")]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(classifiers):
+    return ArticleTokenizer.of(load_checkpoint(classifiers["minilm"]).tokenizer)
+
+
+@pytest.fixture
+def scorer(tokenizer):
+    return Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=TWO_PASS)
+
+
+@pytest.fixture
+def reads(tokenizer, articles):
+    """What the two reads of each article give, (n,) each, and which articles are unsure."""
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN)
+    full = scorer.score(articles)
+    cut = np.array([len(ids) > FIRST for ids in scorer.tokenize(articles)])
+    first_read = scorer.reading(max_length=FIRST).score(articles)  # at the full read's temperature
+    log_odds = 2.0 * (np.log(first_read) - np.log1p(-first_read))
+    first = np.where(cut, sigmoid(log_odds / TWO_PASS.temperature), full)
+    unsure = cut & (first > TWO_PASS.low) & (first < TWO_PASS.high)
+    sure = cut & ~unsure
+    assert unsure.sum() > 5 and sure.sum() > 5 and (~cut).sum() == 3  # else nothing could be seen
+    short = full[~cut]
+    assert ((short > TWO_PASS.low) & (short < TWO_PASS.high)).any()  # uncertain, and still read once
+    return full, first, unsure
+
+
+def test_only_unsure_articles_get_the_full_reads_score(scorer, articles, reads):
+    full, first, unsure = reads
+    expected = np.where(unsure, full, first)
+    alone = [scorer.score([article])[0] for article in articles]
+    encodings = scorer.tokenize(articles)
+    ways = [scorer.score(articles), scorer.score(articles, batch_size=5), alone, scorer.score_together(articles, 4)]
+    ways += [scorer.score_encodings(encodings), scorer.score_encodings(encodings, batch_size=1)]
+    for scores in ways:
+        np.testing.assert_allclose(scores, expected, rtol=1e-12)
+
+
+def test_only_unsure_articles_are_read_again(scorer, articles, reads):
+    scorer.score(articles, batch_size=7)
+    rows = scorer.engine.rows
+    lengths = [len(ids) for ids in scorer.tokenize(articles)]
+    assert len(rows) == len(articles) + reads[2].sum()
+    assert sorted(map(len, rows[: len(articles)])) == sorted(min(n, FIRST) for n in lengths)
+    unsure = [n for n, again in zip(lengths, reads[2], strict=True) if again]
+    assert sorted(map(len, rows[len(articles) :])) == sorted(unsure)
+
+
+def test_a_first_read_as_long_as_the_full_one_is_the_only_one(tokenizer, articles):
+    long = TwoPass(max_length=FULL, temperature=9.0, low=0.0, high=1.0)
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN)
+    np.testing.assert_array_equal(scorer.reading(two_pass=long).score(articles), scorer.score(articles))
+    assert len(scorer.engine.rows) == 2 * len(articles)
+
+
+def test_chunks_make_no_difference(scorer, articles, monkeypatch):
+    expected = scorer.score(articles)
+    monkeypatch.setattr("prefilter_common.scoring.CHUNK", 10)
+    np.testing.assert_array_equal(scorer.score(articles), expected)
+
+
+@pytest.mark.parametrize("two_pass", [None, TWO_PASS])
+def test_identical_texts_are_read_once(tokenizer, articles, two_pass):
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=two_pass)
+    expected = scorer.score(articles)
+    n_rows = len(scorer.engine.rows)
+    repeated = scorer.score(articles + articles[::-1] + [Article("a", "b", label=1, id="other")])
+    assert len(scorer.engine.rows) == 2 * n_rows
+    np.testing.assert_array_equal(repeated, [*expected, *expected[::-1], expected[-2]])
+
+
+def score_in_a_job(data, folder):
+    """What each of the processes below does."""
+    tokenizer = ArticleTokenizer(Tokenizer.from_file(f"{folder}/tokenizer.json"), 1)
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=TWO_PASS)
+    scores = scorer.score_together(load_articles(data), batch_size=3)
+    found = json.dumps([scores.tolist(), len(scorer.engine.rows)])
+    Path(folder, f"rank{os.environ['RANK']}").write_text(found)
+
+
+PROGRAM = "import sys; sys.path[:0] = sys.argv[1:3]; import test_reading; test_reading.score_in_a_job(*sys.argv[3:])"
+
+
+def test_two_processes_share_both_reads(tmp_path, tokenizer, data_dir):
+    tokenizer.save(tmp_path / "tokenizer.json")
+    (tmp_path / "job.py").write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(tmp_path / "job.py")]
+    command += map(str, [ROOT, ROOT / "tests", data_dir / "train.jsonl", tmp_path])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=TWO_PASS)
+    expected = scorer.score(load_articles(data_dir / "train.jsonl"))
+    rows = []
+    for rank in "01":
+        scores, n_rows = json.loads((tmp_path / f"rank{rank}").read_text())
+        np.testing.assert_array_equal(scores, expected)
+        rows.append(n_rows)
+    assert sum(rows) == len(scorer.engine.rows) and min(rows) > 0.3 * sum(rows)
+
+
+def test_the_contract_keeps_two_pass(tmp_path):
+    contract = Contract(max_length=FULL, two_pass=TWO_PASS)
+    contract.save(tmp_path)
+    assert Contract.load(tmp_path / "prefilter.json") == contract
+    Contract().save(tmp_path)
+    assert Contract.load(tmp_path / "prefilter.json").two_pass is None
+
+
+GOOD = {"max_length": 16, "temperature": 1.0, "low": 0.2, "high": 0.8}
+
+
+@pytest.mark.parametrize(
+    "two_pass",
+    [
+        True,
+        [],
+        {},
+        "yes",
+        {"max_length": 16},
+        {**GOOD, "colour": "red"},
+        {**GOOD, "max_length": "16"},
+        {**GOOD, "max_length": 16.5},
+        {**GOOD, "max_length": 0},
+        {**GOOD, "temperature": 0},
+        {**GOOD, "temperature": None},
+        {**GOOD, "low": 0.9},
+        {**GOOD, "high": 1.5},
+    ],
+)
+def test_a_malformed_two_pass_is_named(tmp_path, two_pass):
+    path = tmp_path / "prefilter.json"
+    path.write_text(json.dumps({"max_length": FULL, "two_pass": GOOD}))
+    assert Contract.load(path).two_pass == TwoPass(**GOOD)
+    path.write_text(json.dumps({"max_length": FULL, "two_pass": two_pass}))
+    with pytest.raises(InputError, match=r"prefilter\.json: not a valid contract \(.*\); train the model again"):
+        Contract.load(path)

@@ -1,0 +1,348 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, call, write_jsonl
+
+from prefilter_common import scoring, streaming
+from prefilter_common.articles import load_articles
+from prefilter_common.contract import Contract
+from prefilter_common.conversion import convert
+from prefilter_common.scoring import Scorer
+
+
+@pytest.fixture(scope="module")
+def model(trained):
+    return trained / "tiny"
+
+
+@pytest.fixture
+def source(tmp_path, data_dir):
+    """48 articles, as a file that a test may change."""
+    return shutil.copy(data_dir / "train.jsonl", tmp_path / "in.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 10)
+
+
+def read_rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def error_line(capsys):
+    """What the run printed: one line, which starts with ``error:``."""
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def break_off(monkeypatch, error, chunks=2):
+    """Let a run score so many chunks, then raise ``error``. Returns the ids that are scored, as they come."""
+    scored, real = [], Scorer.score
+
+    def score(self, articles, batch_size):
+        if len(scored) == 10 * chunks:
+            raise error
+        scored.extend(article.id for article in articles)
+        return real(self, articles, batch_size)
+
+    monkeypatch.setattr(Scorer, "score", score)
+    return scored
+
+
+@pytest.fixture
+def broken_off(tmp_path, model, source, monkeypatch, capsys):
+    """What an interrupted run leaves: 20 of 48 rows in the output's neighbour."""
+    with monkeypatch.context() as patch:
+        break_off(patch, KeyboardInterrupt)
+        assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl"]
+    assert names(tmp_path / ".out.jsonl.partial") == ["rows.jsonl", "run.json"]
+    return tmp_path / ".out.jsonl.partial"
+
+
+def test_rows_in_the_order_of_the_input_with_the_scorers_scores(tmp_path, model, source, capsys):
+    articles = load_articles(source)
+    write_jsonl(source, [{"id": a.id, "title": a.title, "text": a.content} for a in articles[::-1] + articles[:5]])
+    articles = load_articles(source)  # out of the order of their ids, five of which occur twice
+    output = tmp_path / "new" / "out.jsonl"
+    assert call(streaming, [model, source, output, "--batch-size", "4"]) == 0
+    scorer = Scorer.load(model)
+    scores = scorer.score(articles)
+    rows = read_rows(output)
+    assert [row["id"] for row in rows] == [article.id for article in articles]
+    assert [row["score"] for row in rows] == pytest.approx(scores.tolist(), abs=2e-6)
+    assert rows == [{**row, "score": round(row["score"], 6)} for row in rows]
+    flags = [row["is_commerce"] for row in rows]
+    assert flags == [scorer.is_commerce(article) for article in articles] and 0 < sum(flags) < 53
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out.splitlines()[-1])
+    assert summary["articles"] == 53 and summary["commerce"] == sum(flags)
+    assert (summary["engine"], summary["passes"]) == ("pytorch-fp32", 1)
+    assert summary["seconds"] >= 0 and summary["articles_per_second"] > 0 and summary["peak_memory_mib"] > 10
+    assert "10/53 (19%) | " in captured.err and " articles/s | eta " in captured.err
+    assert "53/53 (100%) | " in captured.err
+    assert names(output.parent) == ["out.jsonl"]
+
+
+def with_thresholds(tmp_path, model, **thresholds):
+    """A copy of the model with more operating points."""
+    copy = shutil.copytree(model, tmp_path / "copy")
+    record = json.loads((copy / "prefilter.json").read_text(encoding="utf-8"))
+    record["thresholds"] |= thresholds
+    (copy / "prefilter.json").write_text(json.dumps(record), encoding="utf-8")
+    assert Contract.load(copy / "prefilter.json").thresholds.keys() == {"default", *thresholds}
+    return copy
+
+
+def test_is_commerce_at_the_named_operating_point(tmp_path, model, source, capsys):
+    copy = with_thresholds(tmp_path, model, never=1.0)
+    assert call(streaming, [copy, source, tmp_path / "out.jsonl", "--threshold", "never"]) == 0
+    assert not any(row["is_commerce"] for row in read_rows(tmp_path / "out.jsonl"))
+    capsys.readouterr()
+    assert call(streaming, [copy, source, tmp_path / "other.jsonl", "--threshold", "best"]) == 2
+    assert "no operating point 'best'; this model has default, never" in error_line(capsys)
+    assert names(tmp_path) == ["copy", "in.jsonl", "out.jsonl"]
+
+
+def test_an_interrupted_run_is_resumed_where_it_was(tmp_path, model, source, broken_off, monkeypatch, capsys):
+    rows = broken_off / "rows.jsonl"
+    with rows.open("ab") as file:
+        file.write('{"id": "é'.encode()[:-1])  # cut off in the middle of a character
+    scored = break_off(monkeypatch, AssertionError, chunks=99)
+    assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 0
+    captured = capsys.readouterr()
+    assert "resuming: 20 of 48 rows are there, going on with row 21" in captured.err
+    assert scored == [article.id for article in load_articles(source)[20:]]
+    assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
+    assert call(streaming, [model, source, tmp_path / "whole.jsonl"]) == 0
+    assert read_rows(tmp_path / "out.jsonl") == read_rows(tmp_path / "whole.jsonl")
+    first, second = (json.loads(text.splitlines()[-1]) for text in (captured.out, capsys.readouterr().out))
+    assert (first["articles"], first["commerce"]) == (48, second["commerce"])
+
+
+def test_a_run_killed_after_its_last_row_is_only_renamed(tmp_path, model, source, monkeypatch):
+    output, partial = tmp_path / "out.jsonl", tmp_path / ".out.jsonl.partial"
+    with monkeypatch.context() as patch:
+        break_off(patch, KeyboardInterrupt, chunks=4)
+        assert call(streaming, [model, source, output]) == 130
+    expected = [article.id for article in load_articles(source)]
+    rows = read_rows(partial / "rows.jsonl")
+    write_jsonl(partial / "rows.jsonl", [*rows, *({**rows[0], "id": i} for i in expected[40:])])
+    break_off(monkeypatch, AssertionError, chunks=0)
+    assert call(streaming, [model, source, output]) == 0
+    assert [row["id"] for row in read_rows(output)] == expected
+
+
+def test_a_killed_process_is_resumed(tmp_path, model, source):
+    output = tmp_path / "out.jsonl"
+    script = (
+        "import os, signal; from prefilter_common import scoring, streaming\n"
+        "scoring.CHUNK, real, calls = 10, scoring.Scorer.score, []\n"
+        "def score(self, *args):\n"
+        "    calls.append(1)\n"
+        "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else real(self, *args)\n"
+        "scoring.Scorer.score = score\n"
+        f"streaming.main([{str(model)!r}, {str(source)!r}, {str(output)!r}])"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    partial = tmp_path / ".out.jsonl.partial"
+    assert not output.exists() and names(partial) == ["pid", "rows.jsonl", "run.json"]
+    assert len(read_rows(partial / "rows.jsonl")) == 20
+    assert call(streaming, [model, source, output]) == 0
+    assert [row["id"] for row in read_rows(output)] == [article.id for article in load_articles(source)]
+    assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
+
+
+def another_model(tmp_path, model, source):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    return [copy, source], "model.safetensors was"
+
+
+def another_threshold(tmp_path, model, source):
+    copy = with_thresholds(tmp_path, model, best_f1=0.7)
+    return [copy, source, "--threshold", "best_f1"], 'threshold was ["default", 0.5], now ["best_f1", 0.7]'
+
+
+def another_temperature(tmp_path, model, source):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    record = json.loads((copy / "prefilter.json").read_text(encoding="utf-8"))
+    (copy / "prefilter.json").write_text(json.dumps({**record, "temperature": 9.0}), encoding="utf-8")
+    return [copy, source], "now 9.0"
+
+
+def another_input(tmp_path, model, source):
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text[: text.rindex("a")] + "e" + text[text.rindex("a") + 1 :], encoding="utf-8")  # as long
+    return [model, source], "input was"
+
+
+def no_record(tmp_path, model, source):
+    (tmp_path / ".out.jsonl.partial" / "run.json").unlink()
+    return [model, source], "run.json cannot be read"
+
+
+@pytest.mark.parametrize("change", [another_model, another_threshold, another_temperature, another_input, no_record])
+def test_rows_made_with_something_else_are_not_mixed(tmp_path, model, source, broken_off, capsys, change):
+    (model_dir, input_file, *flags), message = change(tmp_path, model, source)
+    before = (broken_off / "rows.jsonl").read_bytes()
+    assert call(streaming, [model_dir, input_file, tmp_path / "out.jsonl", *flags]) == 2
+    line = error_line(capsys)
+    assert message in line and line.count(" was ") <= 2 and f"{broken_off}: " in line and "delete it" in line
+    assert (broken_off / "rows.jsonl").read_bytes() == before and not (tmp_path / "out.jsonl").exists()
+    shutil.rmtree(broken_off)
+    assert call(streaming, [model_dir, input_file, tmp_path / "out.jsonl", *flags]) == 0
+
+
+def test_the_recommended_engine_and_what_it_was_converted_to(tmp_path, model, source, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    copy, output = shutil.copytree(model, tmp_path / "copy"), tmp_path / "out.jsonl"
+    folder = convert(copy, "onnxruntime-fp32", None)
+    recommended = {"engine": "onnxruntime-fp32", "max_length": 32, "passes": 1}
+    (copy / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
+    with monkeypatch.context() as patch:
+        break_off(patch, KeyboardInterrupt)
+        assert call(streaming, [copy, source, output]) == 130
+    capsys.readouterr()
+    assert call(streaming, [copy, source, output, "--engine", "pytorch-fp32"]) == 2
+    line = error_line(capsys)
+    assert 'engine was "onnxruntime-fp32", now "pytorch-fp32"' in line and "max_length was 32, now 64" in line
+    converted = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").write_bytes(converted.replace(b"pytorch", b"pytorcH"))  # the name of who exported it
+    assert call(streaming, [copy, source, output]) == 2
+    assert "(model.onnx was " in error_line(capsys)
+    (folder / "model.onnx").write_bytes(converted)
+    assert call(streaming, [copy, source, output]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["engine"], summary["passes"], summary["articles"]) == ("onnxruntime-fp32", 1, 48)
+
+
+@pytest.mark.parametrize(
+    ("line", "number"),
+    [('{"id": "other", "score": 0.5, "is_commerce": true}', 2), ("[]", 1), ("\0\0", 21), ('{"id": "x"}', 60)],
+)
+def test_rows_of_other_articles_are_not_kept(tmp_path, model, source, broken_off, capsys, line, number):
+    path = broken_off / "rows.jsonl"
+    articles = load_articles(source)
+    rows = [json.dumps({"id": a.id, "score": 0.5, "is_commerce": False}) for a in articles]
+    rows = [*rows[: number - 1], line]
+    path.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 2
+    message = error_line(capsys)
+    assert f"{path}, line {min(number, 49)}: " in message and f"delete {broken_off}" in message
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def meanwhile(monkeypatch, act):
+    """Let ``act`` be called in every chunk."""
+    real = Scorer.score
+    monkeypatch.setattr(Scorer, "score", lambda *args: (act(), real(*args))[1])
+
+
+def test_an_input_that_grows_while_it_is_scored_gives_no_output(tmp_path, model, source, monkeypatch, capsys):
+    text = source.read_text(encoding="utf-8")
+    meanwhile(monkeypatch, lambda: source.write_text(text + '{"title": "t", "content": "c"}\n', encoding="utf-8"))
+    assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 2
+    assert "changed while it was scored" in error_line(capsys)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path, model, source, monkeypatch, capsys):
+    output = tmp_path / "out.jsonl"
+    meanwhile(monkeypatch, lambda: output.write_text("another program's"))
+    assert call(streaming, [model, source, output]) == 2
+    assert "already exists" in error_line(capsys) and output.read_text() == "another program's"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda p: (p / "out.jsonl").write_text("kept"), "out.jsonl: already exists; move it away"),
+        (lambda p: os.link(p / "in.jsonl", p / "out.jsonl"), "out.jsonl: is the input"),
+        (lambda p: (p / "in.jsonl").unlink(), "in.jsonl: no such file"),
+        (lambda p: ((p / "in.jsonl").unlink(), os.mkfifo(p / "in.jsonl")), "in.jsonl: is not a file"),
+        (lambda p: (p / "in.jsonl").write_text('{"title": "t"}\n'), "in.jsonl: 1 of 1 lines are bad, mend or delete"),
+        (lambda p: (p / "in.jsonl").open("ab").write(b"{}\n"), "in.jsonl: 1 of 49 lines are bad, mend or delete"),
+        (lambda p: (p / ".out.jsonl.partial").write_text(""), "out.jsonl: cannot be created (Not a directory)"),
+    ],
+)
+def test_what_is_wrong_with_the_paths_is_said_before_a_model_is_loaded(
+    tmp_path, model, source, monkeypatch, capsys, make, message
+):
+    make(tmp_path)
+    monkeypatch.setattr(Scorer, "load", None)
+    before = {path.name: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()}
+    assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 2
+    assert message in error_line(capsys)
+    assert {path.name: path.is_file() and path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_is_not_a_model_is_named_and_leaves_nothing(tmp_path, source, capsys):
+    assert call(streaming, [tmp_path / "none", source, tmp_path / "out.jsonl"]) == 2
+    assert "none: no such model directory" in error_line(capsys)
+    assert call(streaming, [tmp_path, source, tmp_path / "out.jsonl"]) == 2
+    assert "no config.json" in error_line(capsys)
+    assert names(tmp_path) == ["in.jsonl"]
+
+
+def test_a_second_run_at_once_is_refused_and_a_dead_ones_place_is_taken(
+    tmp_path, model, source, broken_off, monkeypatch, capsys
+):
+    pid = broken_off / "pid"
+    pid.write_text(str(os.getpid()))  # a live process
+    before = (broken_off / "rows.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "load", None)
+        assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 2
+    assert f"process {os.getpid()} is writing it; wait, or name another output" in error_line(capsys)
+    assert (broken_off / "rows.jsonl").read_bytes() == before and pid.exists()
+    os.utime(pid, (0, 0))  # written by an earlier process that had the same id
+    assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 0
+
+
+def run_command(*arguments):
+    command = [sys.executable, "-m", "prefilter_common.scoring", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_bad_input_is_answered_without_torch(tmp_path, model, source):
+    script = (
+        "import sys; from prefilter_common.cli import exit_code; from prefilter_common.streaming import main\n"
+        f"code = exit_code(lambda: main([{str(model)!r}, 'no.jsonl', 'out.jsonl']))\n"
+        "print(code, sorted({'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 []\n" and done.stderr == "error: no.jsonl: no such file; check the path\n"
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path, model):
+    """Keeping the articles of the longer file would take some 80 MiB more."""
+    peaks = []
+    for n in (10_000, 30_000):
+        path = tmp_path / f"{n}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            # What the model does not read costs no time. Digits differ, so that no two rows share a string.
+            file.writelines(f'{{"title": "t", "content": "c {i % 7}", "page": "{i:04000}"}}\n' for i in range(n))
+        done = run_command(model, path, tmp_path / f"{n}.scores.jsonl")
+        assert done.returncode == 0, done.stderr
+        summary = json.loads(done.stdout)
+        assert summary["articles"] == n
+        peaks.append(summary["peak_memory_mib"])
+    print(f"peak memory {peaks} MiB")
+    assert peaks[1] - peaks[0] < 25

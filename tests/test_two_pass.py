@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from prefilter_common.two_pass import choose_two_pass
+
+THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
+
+
+def choose(labels, full, short, n_tokens, thresholds=THRESHOLDS):
+    return choose_two_pass(labels, full, short, n_tokens, thresholds)
+
+
+@pytest.fixture
+def articles():
+    """400 articles of 400 tokens: the full read is right, a short one unsure of a quarter and right on the rest."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    sign = np.where(labels == 1, 1, -1)
+    hard = np.arange(400) % 8 < 2
+    full = expit(6.0 * sign)
+    short = expit(np.where(hard, rng.normal(0, 0.5, 400), 6 * sign))
+    return labels, full, short, np.full(400, 400), hard
+
+
+def test_only_the_unsure_articles_are_read_again(articles):
+    labels, full, short, n_tokens, hard = articles
+    two_pass, note = choose(labels, full, {64: short}, n_tokens)
+    assert two_pass.max_length == 64
+    assert two_pass.low < 0.5 and two_pass.high > 0.8
+    assert 0.5 * hard.mean() < note["read_in_full"] <= hard.mean()
+    assert note["tokens"] == pytest.approx(64 / 400 + note["read_in_full"])
+
+
+def test_of_two_lengths_the_one_that_reads_less_in_all_is_chosen(articles):
+    labels, full, short, n_tokens, _ = articles
+    unsure_of_all = np.random.default_rng(1).uniform(0.4, 0.6, 400)
+    assert choose(labels, full, {32: unsure_of_all, 96: short}, n_tokens)[0].max_length == 96
+
+
+def test_a_first_read_that_knows_nothing_is_not_used(articles):
+    labels, full, _, n_tokens, _ = articles
+    wrong = expit(np.random.default_rng(1).normal(0, 6, 400))  # sure of itself, whatever the label
+    two_pass, note = choose(labels, full, {64: wrong}, n_tokens)
+    assert two_pass is None and "keep F1" in note["reason"]
+
+
+def test_the_limits_leave_nothing_outside_that_is_wrong(articles):
+    labels, full, short, n_tokens, _ = articles
+    short = short.copy()
+    short[[1, 3, 5, 7, 9, 11]] = expit(-3.0)  # commerce that looks like journalism, not quite as sure as the rest
+    two_pass, _ = choose(labels, full, {64: short}, n_tokens)
+    assert two_pass.low < expit(-3.0 / two_pass.temperature) < two_pass.high
+
+
+def test_short_articles_cannot_choose(articles):
+    labels, full, short, _, _ = articles
+    assert choose(labels, full, {64: short}, np.full(400, 50))[0] is None
+
+
+def test_thresholds_at_the_ends_are_no_accident(articles):
+    labels, full, short, n_tokens, _ = articles
+    assert choose(labels, full, {64: short}, n_tokens, {"default": 0.0, "never": 1.0})[0] is None
