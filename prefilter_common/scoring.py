@@ -244,27 +244,24 @@ def sigmoid(log_odds: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0, -log_odds))
 
 
-def time_single_articles(
-    scorer: Scorer, articles: Sequence[Article], rounds: int = 1, warmup: int = 3
-) -> tuple[np.ndarray, np.ndarray]:
+def time_single_articles(scorer: Scorer, articles: Sequence[Article], warmup: int = 3) -> tuple[np.ndarray, np.ndarray]:
     """Seconds to tokenise and seconds to score each article on its own, as a pipeline does that scores on arrival.
 
     Returns:
-        Two arrays of (rounds * n,), tokenising and forward passes. ``warmup`` articles, the longest ones, which make
+        Two (n,) arrays, tokenising and forward passes. ``warmup`` articles, the longest ones, which make
         the libraries allocate all they will need, are scored before and not counted.
     """
     by_length = sorted(articles, key=lambda article: len(article.title) + len(article.content))
     for article in by_length[max(0, len(by_length) - warmup) :]:
         scorer.score([article])
     tokenize, forward = [], []
-    for _ in range(rounds):
-        for article in articles:
-            start = time.perf_counter()
-            encodings = scorer.tokenize([article])
-            tokenized = time.perf_counter()
-            scorer.score_encodings(encodings)  # its result is on the host, so a GPU has finished
-            tokenize.append(tokenized - start)
-            forward.append(time.perf_counter() - tokenized)
+    for article in articles:
+        start = time.perf_counter()
+        encodings = scorer.tokenize([article])
+        tokenized = time.perf_counter()
+        scorer.score_encodings(encodings)  # its result is on the host, so a GPU has finished
+        tokenize.append(tokenized - start)
+        forward.append(time.perf_counter() - tokenized)
     return np.array(tokenize), np.array(forward)
 
 

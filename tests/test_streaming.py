@@ -332,9 +332,9 @@ def test_bad_input_is_answered_without_torch(tmp_path, model, source):
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path, model):
-    """Keeping the articles of the longer file would take some 80 MiB more."""
+    """Keeping the articles of the longer file would take some 40 MiB more."""
     peaks = []
-    for n in (10_000, 30_000):
+    for n in (5_000, 15_000):
         path = tmp_path / f"{n}.jsonl"
         with path.open("w", encoding="utf-8") as file:
             # What the model does not read costs no time. Digits differ, so that no two rows share a string.
