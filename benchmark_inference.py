@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefilter_common.articles import Article, load_articles, spread_by_length
+from prefilter_common.articles import Article, load_articles, split_beside, spread_by_length
 from prefilter_common.cli import HelpFormatter, InputError, configure_logging, exit_code, fraction, positive_int
 from prefilter_common.engines import ENGINES, REFERENCE, Unavailable
 from prefilter_common.files import model_directories, write_json
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     """Check the input, take the reference's scores, convert, time, compare, recommend. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
-    directory = args.model or only_model()
+    directory = args.model = args.model or only_model()
     data, files = load_data(args)
     # Imported only now: torch and transformers take seconds, for which bad input need not wait.
     from prefilter_common import benchmark
@@ -148,9 +148,8 @@ def load_data(args: argparse.Namespace) -> tuple[Data, dict[str, Path]]:
     """All articles, and role -> file of those that were read. Raises InputError."""
     files = {"test": args.test_data}
     for role, given in (("train", args.train_data), ("val", args.val_data)):
-        beside = args.test_data.with_name(f"{role}.jsonl")
-        if given or (beside.is_file() and beside != args.test_data):
-            files[role] = given or beside
+        if path := given or split_beside(args.test_data, role):
+            files[role] = path
     loaded = {role: load_articles(path, require_labels=role == "val") for role, path in files.items()}
     timed = spread_by_length(loaded["test"], args.n_samples)
     return Data(loaded["test"], timed, loaded.get("train"), loaded.get("val")), files
@@ -259,7 +258,7 @@ def measure(
             rounds[c].append(workers[c.engine].single(data.timed, c.max_length, c.two_pass))
     known = {}
     for engine, worker in workers.items():
-        known[engine] = {**worker.opened, "disk_mib": benchmark.disk_mib(args.model or only_model(), engine)}
+        known[engine] = {**worker.opened, "disk_mib": benchmark.disk_mib(args.model, engine)}
         known[engine]["peak_memory_mib"] = round(worker.peak_memory_mib())
     bulk = {
         c: {size: workers[c.engine].bulk(data.test, c.max_length, c.two_pass, size) for size in args.batch_sizes}

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefilter_common.articles import Article, load_articles, spread_by_length
+from prefilter_common.articles import Article, load_articles, split_beside, spread_by_length
 from prefilter_common.cli import (
     HelpFormatter,
     InputError,
@@ -146,9 +146,7 @@ def check_traffic_models(args: argparse.Namespace, directories: Sequence[Path]) 
 
 def load_data(args: argparse.Namespace) -> tuple[Data, dict[str, Path]]:
     """All articles, and role -> file of those that were read. Raises InputError."""
-    beside = args.test_data.with_name("train.jsonl")
-    # A test file that is itself the train.jsonl has no other beside it.
-    train = args.train_data or (beside if beside.is_file() and beside != args.test_data else None)
+    train = args.train_data or split_beside(args.test_data, "train")
     files = {"test": args.test_data, "train": train, "val": args.val_data, "traffic": args.traffic}
     files = {role: path for role, path in files.items() if path}
     loaded = {role: load_articles(path, require_labels=role != "traffic") for role, path in files.items()}

@@ -112,6 +112,12 @@ def load_split(data_dir: str | Path, name: str) -> list[Article]:
     return articles
 
 
+def split_beside(path: Path, name: str) -> Path | None:
+    """The file of another split, ``name.jsonl``, in the folder of ``path``; None where there is none."""
+    beside = path.with_name(f"{name}.jsonl")
+    return beside if beside.is_file() and beside != path else None
+
+
 def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:
     """At most ``limit`` articles, evenly spaced from the shortest to the longest."""
     ordered = sorted(articles, key=lambda article: len(article.title) + len(article.content))

@@ -108,6 +108,8 @@ def row(
     scores = next(iter(bulk.values()))["scores"]
     thresholds = reference.contract.thresholds
     comparison = compare_scores(reference.labels, reference.scores, scores, thresholds, SEED)
+    # The reference differs from itself by rounding only, yet a score may lie that near to a threshold.
+    is_reference = configuration == Configuration(REFERENCE, reference.contract.max_length)
     reads_less = configuration.passes == 2 or configuration.max_length < reference.contract.max_length
     per_second = {str(size): round(len(scores) / found["seconds"], 2) for size, found in bulk.items()}
     return {
@@ -131,7 +133,7 @@ def row(
         "share_of_bound": bound_ms and round(bound_ms / (1000 * float(forward.mean())), 3),
         **quality(reference, scores),
         "parity": comparison,
-        "refused": refusal(comparison, tolerance, reads_less),
+        "refused": None if is_reference else refusal(comparison, tolerance, reads_less),
     }
 
 
@@ -159,7 +161,7 @@ def frontier(rows: Sequence[dict]) -> list[dict]:
 
 
 def name_of(row: Mapping) -> str:
-    """``openvino-int8 128 tokens, two passes``, as tables and pictures name a row."""
+    """``openvino-int8 128 two passes``, as tables and pictures name a row."""
     return f"{row['engine']} {row['max_length']}{' two passes' if row['passes'] == 2 else ''}"
 
 

@@ -146,8 +146,8 @@ def _quantize(
     for ids in tokenizer.encode(articles):
         input_ids, attention_mask = tokenizer.pad([tokenizer.cut(ids, max_length)])
         samples.append({"input_ids": input_ids, "attention_mask": attention_mask})
-    # A processor without VNNI adds pairs of int8 products up in 16 bits, which saturate. Weights of 7 bits cannot: wide
-    # ones came out two to four times as exact there, a trained encoder's no worse.
+    # A processor without VNNI adds pairs of int8 products up in 16 bits, which saturate. Weights of 7 bits cannot: the
+    # mean error of tiny models drawn wide came out 1.7 to 3.9 times smaller there, the packaged encoder's the same.
     parameters = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     return nncf.quantize(
         model,

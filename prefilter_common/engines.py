@@ -62,11 +62,12 @@ def check_available(name: str, device: str = "cpu") -> None:
         raise Unavailable(f"{name}: {library} is not installed; pip install {library}")
     if library != "pytorch" and device != "cpu":
         raise Unavailable(f"{name}: runs on the CPU only")
-    if precision == "bf16" and not _has_bf16(library, device):
+    if precision == "bf16" and not has_bf16(library, device):
         raise Unavailable(f"{name}: this processor has no bf16 arithmetic")
 
 
-def _has_bf16(library: str, device: str) -> bool:
+def has_bf16(library: str, device: str) -> bool:
+    """Whether bf16 is arithmetic of the device's own, not emulated. ``library`` is ``pytorch`` or ``openvino``."""
     if library == "openvino":
         import openvino
 
@@ -116,7 +117,7 @@ class OpenVinoEngine:
         self.name = name
         core = openvino.Core()
         # Left to itself OpenVINO takes bf16 wherever the processor has it, for fp32 models as well.
-        fp32 = name.endswith("fp32") or not _has_bf16("openvino", "cpu")
+        fp32 = name.endswith("fp32") or not has_bf16("openvino", "cpu")
         settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32" if fp32 else "bf16"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads

@@ -31,6 +31,7 @@ from transformers import (
 from prefilter_common.articles import Article, format_input
 from prefilter_common.checkpoints import Checkpoint
 from prefilter_common.cli import InputError, is_main_process
+from prefilter_common.engines import has_bf16
 from prefilter_common.files import write_json, write_text
 from prefilter_common.metrics import classification_metrics
 from prefilter_common.processes import wait_for_all
@@ -59,10 +60,10 @@ def resolve_precision(recipe: Recipe) -> str:
     if recipe.precision == "auto":
         if cuda:
             return recipe.cuda_precision
-        return "bf16" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "fp32"
+        return "bf16" if has_bf16("pytorch", "cpu") else "fp32"
     if recipe.precision == "fp16" and not cuda:
         raise InputError("--precision fp16 needs a CUDA device; pass auto, fp32 or bf16")
-    if recipe.precision == "bf16" and cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if recipe.precision == "bf16" and cuda and not has_bf16("pytorch", "cuda"):
         raise InputError("--precision bf16: this GPU has no bf16 arithmetic; pass auto, fp32 or fp16")
     return recipe.precision
 

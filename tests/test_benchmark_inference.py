@@ -87,6 +87,14 @@ def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys):
     assert Scorer.load(model).engine.name == "pytorch-fp32"
 
 
+def test_where_everything_is_refused_the_reference_remains(run, monkeypatch):
+    """Even where rounding carries one of its own scores over a threshold."""
+    monkeypatch.setattr("prefilter_common.benchmark.refusal", lambda *rest: "out of tolerance")
+    code, result = run("--engines", "pytorch-fp32", "--passes", 1, "--max-lengths", 16, 64)
+    assert code == 0 and result["recommended"] == "pytorch-fp32 64"
+    assert [row["refused"] for row in result["rows"]] == [None, "out of tolerance"]
+
+
 def test_an_engine_that_cannot_be_had_is_a_row_with_its_reason(run, monkeypatch, capsys):
     monkeypatch.setattr("prefilter_common.engines.find_spec", lambda name: None)
     code, result = run("--engines", "openvino-fp32", "onnxruntime-int8")

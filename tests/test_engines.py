@@ -141,7 +141,7 @@ def test_fp32_is_asked_for_where_openvino_would_take_bf16(converted, monkeypatch
         return compile_model(core, path, device, {})
 
     monkeypatch.setattr(openvino.Core, "compile_model", spy)
-    monkeypatch.setattr(engines, "_has_bf16", lambda *args: True)
+    monkeypatch.setattr(engines, "has_bf16", lambda *args: True)
     for name in ("openvino-fp32", "openvino-bf16", "openvino-int8"):
         Scorer.load(converted["minilm"], engine=name)
     assert asked == ["f32", "bf16", "bf16"]
