@@ -1,19 +1,44 @@
-"""Do the scores mean what they say? Temperature, Brier score, calibration error. Pure functions over numpy arrays."""
+"""Do the scores mean what they say? Temperature, Brier score, calibration error."""
+
+from typing import TypedDict
 
 import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import expit, logit
 from sklearn.metrics import brier_score_loss
 
-from prefilter_common.metrics import as_interval, wilson
+from prefilter_common.statistics.metrics import as_interval, wilson
 
 N_BINS = 10
 # Beyond these a temperature says more about a tiny validation set than about the model.
 LOWEST, HIGHEST = 0.05, 20.0
 
 
+class Bin(TypedDict):
+    """The articles whose score lies in [``low``, ``high``): mean score, and share of commerce with its interval."""
+
+    low: float
+    high: float
+    n: int
+    mean_score: float
+    commerce_share: float
+    interval: list[float]
+
+
+class CalibrationSummary(TypedDict):
+    """Brier score and calibration error with and without the temperature."""
+
+    temperature: float
+    brier: float
+    brier_before: float
+    ece: float
+    ece_before: float
+    bins: list[Bin]
+    bins_before: list[Bin]
+
+
 def at_temperature(scores: np.ndarray, temperature: float) -> np.ndarray:
-    """The (n,) scores that dividing the logits by ``temperature`` would have given."""
+    """The (n,) scores after dividing their log-odds by ``temperature``."""
     return expit(_logits(scores) / temperature)
 
 
@@ -21,11 +46,11 @@ def fit_temperature(labels: np.ndarray, scores: np.ndarray) -> float:
     """The temperature at which the scores fit the labels best by log loss (Guo et al. 2017).
 
     The labels are softened as Platt (1999) proposed, (k + 1) / (k + 2) for the k commerce articles and 1 / (k + 2)
-    for the k of journalism: a model that gets all of a small validation set right would otherwise be made
-    infinitely sure of itself.
+    for the k of journalism: a model that gets a whole small validation set right would otherwise become
+    infinitely confident.
 
     Args:
-        labels: (n,) 0 or 1, both present; of articles that the weights were not fitted on.
+        labels: (n,) 0 or 1, both present; of articles that the weights were not trained on.
         scores: (n,) P(commerce) at temperature 1.
     """
     logits = _logits(scores)
@@ -40,10 +65,10 @@ def fit_temperature(labels: np.ndarray, scores: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def reliability(labels: np.ndarray, scores: np.ndarray) -> list[dict]:
-    """Bins of equal width over the score, empty ones left out: mean score, share of commerce and its interval."""
+def reliability(labels: np.ndarray, scores: np.ndarray) -> list[Bin]:
+    """Bins of equal width over the score, empty ones left out."""
     index = np.minimum((scores * N_BINS).astype(int), N_BINS - 1)
-    bins = []
+    bins: list[Bin] = []
     for i in np.unique(index):
         inside = index == i
         n, n_commerce = int(inside.sum()), int(labels[inside].sum())
@@ -58,14 +83,14 @@ def reliability(labels: np.ndarray, scores: np.ndarray) -> list[dict]:
     return bins
 
 
-def calibration_error(bins: list[dict]) -> float:
+def calibration_error(bins: list[Bin]) -> float:
     """Expected calibration error (Naeini et al. 2015) of P(commerce): mean gap between score and truth."""
     n = sum(b["n"] for b in bins)
     return float(sum(b["n"] / n * abs(b["mean_score"] - b["commerce_share"]) for b in bins))
 
 
-def calibration_summary(labels: np.ndarray, scores: np.ndarray, temperature: float) -> dict:
-    """Brier score and calibration error with and without the ``temperature`` that the (n,) scores already have."""
+def calibration_summary(labels: np.ndarray, scores: np.ndarray, temperature: float) -> CalibrationSummary:
+    """Calibration with and without the ``temperature`` that the (n,) scores already have."""
     before = at_temperature(scores, 1 / temperature)
     bins, bins_before = reliability(labels, scores), reliability(labels, before)
     return {
