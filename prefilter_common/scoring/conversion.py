@@ -1,125 +1,132 @@
-"""A model directory -> the files of an engine, in a folder of their own inside it."""
+"""A model directory in, the files of an engine out, in a folder of their own inside it."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import io
-import json
 import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prefilter_common.articles import Article
-from prefilter_common.contract import CONTRACT_FILE, Contract
-from prefilter_common.engines import Unavailable, check_available, converted_folder
+from prefilter_common.articles import Article, capped
+from prefilter_common.errors import InputError
 from prefilter_common.files import new_directory, write_json
-from prefilter_common.recipe import capped
-from prefilter_common.tokenization import ArticleTokenizer
+from prefilter_common.models.contract import Contract
+from prefilter_common.models.directory import read_contract, read_record, sha256_of
+from prefilter_common.scoring.engines import EngineName, Unavailable, check_available
+from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 if TYPE_CHECKING:
     import openvino
     import torch
 
-    from prefilter_common.checkpoints import Checkpoint
+    from prefilter_common.models.checkpoints import Checkpoint
 
 log = logging.getLogger(__name__)
 
-RECORD_FILE = "engine.json"
-# Texts that int8 ranges are read off: for tiny models 48 were no better than 16, a mix of languages needs some more.
+ENGINE_FILE = "engine.json"
+# Articles used to calibrate int8: for tiny models 48 were no better than 16, but a mix of languages needs more.
 CALIBRATION_ARTICLES = 100
+ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 ONNX_OPSET = 17
-# What converting takes beyond the engine itself, which runs without it.
-CONVERTERS = {"openvino-int8": "nncf", "onnxruntime-fp32": "onnx", "onnxruntime-int8": "onnx"}
 
 
-def convert(directory: Path, name: str, train: Sequence[Article] | None, device: str = "cpu") -> Path | None:
-    """Make what engine ``name`` needs of a model directory, unless it is there and was made from this checkpoint.
+def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, device: str = "cpu") -> Path | None:
+    """Convert a model directory for engine ``name``, unless that was done already and from this checkpoint.
 
     The folder appears complete or not at all.
 
     Args:
-        train: training articles, off which OpenVINO's int8 ranges are read; no other engine needs them.
+        train: training articles, used to calibrate OpenVINO's int8; no other engine needs them.
 
     Returns:
         The folder; None for PyTorch, which needs nothing.
 
     Raises:
-        Unavailable: the engine or its converter is not installed, the processor has no such arithmetic, or there are
-            no ``train``.
+        Unavailable: the engine or its converter is not installed, the processor lacks the arithmetic, or ``train`` is
+            needed and missing.
     """
     check_available(name, device)
-    folder = converted_folder(directory, name)
-    if folder is None or is_current(directory, name):
+    folder = name.folder(directory)
+    if folder is None or is_current(folder):
         return folder
-    converter = CONVERTERS.get(name)
+    int8 = name.precision == "int8"
+    # Converting takes a package that running the engine does not.
+    converter = "onnx" if name.library == "onnxruntime" else "nncf" if int8 else None
     if converter and not find_spec(converter):
-        raise Unavailable(
-            f"{name}: {converter}, which converts models to it, is not installed; pip install {converter}"
-        )
-    if name == "openvino-int8" and not train:
-        raise Unavailable(f"{name}: needs training articles to read the ranges of int8 off; pass --train-data")
-    from prefilter_common.checkpoints import load_checkpoint
+        raise Unavailable(name, f"{converter}, which converts models to it, is not installed; pip install {converter}")
+    if converter == "nncf" and not train:
+        raise Unavailable(name, "needs training articles to calibrate int8; pass --train-data")
+    from prefilter_common.models.checkpoints import load_checkpoint, max_positions
 
     log.info(f"{directory}: converting to {folder.name}")
     checkpoint = load_checkpoint(directory)
     tokenizer = ArticleTokenizer.of(checkpoint.tokenizer)
     with new_directory(folder, overwrite=True) as partial, _quiet():
-        convert_to = _to_openvino if name.startswith("openvino") else _to_onnxruntime
-        details = convert_to(checkpoint, partial, name.endswith("int8"), tokenizer, train)
+        convert_to = _to_openvino if name.library == "openvino" else _to_onnxruntime
+        details = convert_to(checkpoint, partial, int8, tokenizer, train or ())
         tokenizer.save(partial / "tokenizer.json")
+        written = [path for path in sorted(partial.iterdir()) if path.suffix in ENGINE_SUFFIXES]
         record = {
             "engine": folder.name,
             "max_length": checkpoint.contract.max_length,
+            "max_positions": max_positions(checkpoint.model.config),
             "pad_token_id": tokenizer.pad_token_id,
             **details,
             "source": fingerprints(directory),
+            "files": {path.name: sha256_of(path) for path in written},
         }
-        write_json(partial / RECORD_FILE, record)
+        write_json(partial / ENGINE_FILE, record)
     return folder
 
 
-def is_current(directory: Path, name: str) -> bool:
-    """Whether the folder of a converted model is there and was made from the checkpoint beside it.
+def is_current(folder: Path) -> bool:
+    """Whether a converted model exists in ``folder``, unchanged since it was made from the checkpoint around it.
 
-    Files of the checkpoint that a deployment left out, such as the weights, are not asked about.
+    Files of the checkpoint that a deployment left out, such as the weights, are not checked.
     """
     try:
-        record = json.loads((converted_folder(directory, name) / RECORD_FILE).read_text(encoding="utf-8"))
-        made_from = dict(record["source"])
-    except (OSError, ValueError, KeyError, TypeError):
+        record = read_record(folder / ENGINE_FILE)
+        made_from, made = dict(record["source"]), dict(record["files"])
+        unchanged = "tokenizer.json" in made and all(sha256_of(folder / file) == made[file] for file in made)
+        whole = type(record["pad_token_id"]) is type(record["max_length"]) is type(record["max_positions"]) is int
+    except (InputError, OSError, ValueError, KeyError, TypeError):
         return False
-    return all(made_from.get(file) == digest for file, digest in fingerprints(directory).items())
+    return unchanged and whole and fingerprints(folder.parent).items() <= made_from.items()
 
 
-def load_reading(directory: Path, folder: Path) -> tuple[ArticleTokenizer, Contract]:
-    """The tokenizer that was saved with a converted model, and the contract. Neither needs PyTorch."""
+def load_converted(folder: Path) -> tuple[ArticleTokenizer, Contract]:
+    """The tokenizer saved with a converted model that ``is_current``, and the contract of its model directory.
+
+    Neither needs PyTorch. Raises InputError for a contract that is not valid, or is another model's.
+    """
     from tokenizers import Tokenizer
 
-    record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+    record = read_record(folder / ENGINE_FILE)
     tokenizer = ArticleTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), record["pad_token_id"])
-    path = directory / CONTRACT_FILE
-    return tokenizer, Contract.load(path) if path.is_file() else Contract(max_length=record["max_length"])
+    contract = read_contract(folder.parent) or Contract(max_length=record["max_length"])
+    if contract.max_length > record["max_positions"]:
+        raise InputError(
+            f"{folder.parent}: its prefilter.json says max_length {contract.max_length}, but it reads at most "
+            f"{record['max_positions']} tokens; correct it"
+        )
+    return tokenizer, contract
 
 
 def fingerprints(directory: Path) -> dict[str, str]:
-    """File name -> sha256, of what a checkpoint, or a converted model, is made of."""
+    """File name -> sha256, of the files that make up a checkpoint or a converted model."""
     weights = {"pytorch_model.bin", "model.xml", "model.bin", "model.onnx"}
     names = {"config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", *weights}
     found = sorted(path for path in directory.iterdir() if path.name in names or path.suffix == ".safetensors")
-    digests = {}
-    for path in found:
-        with path.open("rb") as file:
-            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    return {path.name: sha256_of(path) for path in found}
 
 
 def _to_openvino(
-    checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article] | None
-) -> dict:
+    checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
+) -> dict[str, Any]:
     import openvino
     import torch
 
@@ -127,9 +134,9 @@ def _to_openvino(
     inputs = [(name, [-1, -1]) for name in example]
     with torch.no_grad():
         model = openvino.convert_model(module, example_input=example, input=inputs)
-    details = {"openvino": openvino.__version__}
+    details: dict[str, Any] = {"openvino": openvino.__version__}
     if int8:
-        articles = capped(list(train), CALIBRATION_ARTICLES)
+        articles = capped(train, CALIBRATION_ARTICLES)
         model = _quantize(model, articles, tokenizer, checkpoint.contract.max_length)
         details |= {"nncf": importlib.metadata.version("nncf"), "calibration_articles": len(articles)}
     openvino.save_model(model, partial / "model.xml", compress_to_fp16=False)
@@ -139,15 +146,15 @@ def _to_openvino(
 def _quantize(
     model: "openvino.Model", articles: Sequence[Article], tokenizer: ArticleTokenizer, max_length: int
 ) -> "openvino.Model":
-    """Weights and activations in int8, the ranges of the latter read off ``articles``."""
+    """Weights and activations in int8, calibrated on ``articles``."""
     import nncf
 
     samples = []
-    for ids in tokenizer.encode(articles):
-        input_ids, attention_mask = tokenizer.pad([tokenizer.cut(ids, max_length)])
+    for ids in tokenizer.encode(articles, max_length):
+        input_ids, attention_mask = tokenizer.pad([ids])
         samples.append({"input_ids": input_ids, "attention_mask": attention_mask})
-    # A processor without VNNI adds pairs of int8 products up in 16 bits, which saturate. Weights of 7 bits cannot: the
-    # mean error of tiny models drawn wide came out 1.7 to 3.9 times smaller there, the packaged encoder's the same.
+    # A processor without VNNI adds pairs of int8 products in 16 bits, which saturate. With 7-bit weights they cannot:
+    # there the mean error of tiny models with wide weights is 1.7 to 3.9 times smaller, the packaged encoder's equal.
     parameters = nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE)
     return nncf.quantize(
         model,
@@ -159,8 +166,8 @@ def _quantize(
 
 
 def _to_onnxruntime(
-    checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article] | None
-) -> dict:
+    checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
+) -> dict[str, Any]:
     import onnx
     import onnxruntime
     import torch
@@ -177,17 +184,17 @@ def _to_onnxruntime(
     if int8:
         from onnxruntime.quantization import quantize_dynamic
 
-        # 7 bits as above; then a scale for each channel pays, in a wide and in a trained model.
+        # 7 bits as above; with those, one scale per channel is more accurate.
         quantize_dynamic(path, partial / "model.onnx", per_channel=True, reduce_range=True)
         path.unlink()
     return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
 
 
 def _traceable(checkpoint: "Checkpoint") -> tuple["torch.nn.Module", dict[str, "torch.Tensor"]]:
-    """The module to convert, and an example of its inputs: a batch in which one article is padded."""
+    """The module to convert, and an example of its inputs: a batch with one padded article."""
     import torch
 
-    from prefilter_common.engines import log_odds_module
+    from prefilter_common.scoring.engines import log_odds_module
 
     checkpoint.model.config.use_cache = False
     input_ids = torch.full((2, 8), 5, dtype=torch.int64)
@@ -198,9 +205,9 @@ def _traceable(checkpoint: "Checkpoint") -> tuple["torch.nn.Module", dict[str, "
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the converters' warnings about each other, their progress bars and their telemetry.
+    """Silence the converters' warnings about each other, their progress bars and their telemetry.
 
-    OpenVINO and NNCF report every conversion to their maker over the network, except from what says that it is CI.
+    OpenVINO and NNCF report every conversion to their maker over the network, unless the environment says CI.
     """
     from unittest.mock import patch
 

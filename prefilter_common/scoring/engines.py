@@ -1,73 +1,96 @@
 """What runs a model's forward pass: PyTorch, OpenVINO or ONNX Runtime, behind one call.
 
 An engine is called with ``input_ids`` and ``attention_mask``, both (n, t) int64, from any thread, and returns the (n,)
-float64 log-odds of commerce. Each is imported only when it is opened, so that a deployment needs only its own.
+float64 log-odds of commerce. Each library is imported only when its engine is opened, so that a deployment needs only
+one of them.
 """
 
 import os
 import threading
 from collections import Counter
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from prefilter_common.cli import InputError
+from prefilter_common.errors import InputError
 
 if TYPE_CHECKING:
     import openvino
     import torch
     from transformers import PreTrainedModel
 
-ENGINES = (
-    "pytorch-fp32",
-    "pytorch-bf16",
-    "openvino-fp32",
-    "openvino-bf16",
-    "openvino-int8",
-    "onnxruntime-fp32",
-    "onnxruntime-int8",
-)
-REFERENCE = "pytorch-fp32"
-
 
 class Unavailable(InputError):
-    """An engine that cannot run here; the message says why."""
+    """An engine that cannot run here; ``reason`` says why."""
+
+    def __init__(self, subject: object, reason: str):
+        super().__init__(f"{subject}: {reason}")
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class EngineName:
+    """A library and the precision that is asked of it, such as ``onnxruntime-int8``."""
+
+    library: str
+    precision: str
+
+    @classmethod
+    def parse(cls, text: "str | EngineName") -> "EngineName":
+        """The engine of that name. Raises Unavailable where there is none."""
+        for name in ENGINES:
+            if str(name) == str(text):
+                return name
+        raise Unavailable(text, f"is not an engine; there are {', '.join(map(str, ENGINES))}")
+
+    def __str__(self) -> str:
+        return f"{self.library}-{self.precision}"
+
+    def folder(self, directory: Path) -> Path | None:
+        """Where a model directory keeps the converted model; None for PyTorch, which runs the checkpoint itself."""
+        if self.library == "pytorch":
+            return None
+        # OpenVINO lowers the precision when it loads a model.
+        return directory / str(self).replace("bf16", "fp32")
+
+
+REFERENCE = EngineName("pytorch", "fp32")
+ENGINES = (
+    REFERENCE,
+    EngineName("pytorch", "bf16"),
+    EngineName("openvino", "fp32"),
+    EngineName("openvino", "bf16"),
+    EngineName("openvino", "int8"),
+    EngineName("onnxruntime", "fp32"),
+    EngineName("onnxruntime", "int8"),
+)
 
 
 class Engine(Protocol):
-    """``name`` is one of ENGINES, ``precision`` what the arithmetic is really done in."""
+    """``precision`` is what the arithmetic is really done in."""
 
-    name: str
+    name: EngineName
     precision: str
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Log-odds of commerce, (n,) float64, on the host when the call returns."""
 
 
-def converted_folder(directory: Path, name: str) -> Path | None:
-    """Where the converted model of an engine is kept; None for PyTorch, which runs the checkpoint itself."""
-    if name.startswith("pytorch"):
-        return None
-    return directory / name.replace("bf16", "fp32")  # OpenVINO lowers the precision when it loads a model
-
-
-def check_available(name: str, device: str = "cpu") -> None:
-    """Raise Unavailable when there is no such engine, it is not installed or this processor lacks its arithmetic."""
-    if name not in ENGINES:
-        raise Unavailable(f"{name!r} is not an engine; there are {', '.join(ENGINES)}")
-    library, precision = name.split("-")
-    if library != "pytorch" and not find_spec(library):
-        raise Unavailable(f"{name}: {library} is not installed; pip install {library}")
-    if library != "pytorch" and device != "cpu":
-        raise Unavailable(f"{name}: runs on the CPU only")
-    if precision == "bf16" and not has_bf16(library, device):
-        raise Unavailable(f"{name}: this processor has no bf16 arithmetic")
+def check_available(name: EngineName, device: str = "cpu") -> None:
+    """Raise Unavailable where the library is not installed or the processor lacks the arithmetic."""
+    if name.library != "pytorch" and not find_spec(name.library):
+        raise Unavailable(name, f"{name.library} is not installed; pip install {name.library}")
+    if name.library != "pytorch" and device != "cpu":
+        raise Unavailable(name, "runs on the CPU only")
+    if name.precision == "bf16" and not has_bf16(name.library, device):
+        raise Unavailable(name, "this processor has no bf16 arithmetic")
 
 
 def has_bf16(library: str, device: str) -> bool:
-    """Whether bf16 is arithmetic of the device's own, not emulated. ``library`` is ``pytorch`` or ``openvino``."""
+    """Whether the device computes bf16 natively, not emulated. ``library`` is ``pytorch`` or ``openvino``."""
     if library == "openvino":
         import openvino
 
@@ -79,21 +102,21 @@ def has_bf16(library: str, device: str) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def open_converted(folder: Path, name: str, threads: int | None) -> Engine:
-    """The engine ``name`` with the converted model in ``folder``, on ``threads`` threads (None: one a core)."""
+def open_converted(folder: Path, name: EngineName, threads: int | None) -> Engine:
+    """The engine ``name`` with the converted model in ``folder``, on ``threads`` threads (None: one per core)."""
     check_available(name)
-    kind = OpenVinoEngine if name.startswith("openvino") else OnnxRuntimeEngine
+    kind = OpenVinoEngine if name.library == "openvino" else OnnxRuntimeEngine
     return kind(folder, name, threads)
 
 
 class TorchEngine:
-    """A transformers model as it is, on any device."""
+    """A transformers model, on any device."""
 
-    def __init__(self, model: "PreTrainedModel", device: "str | torch.device", name: str = REFERENCE):
+    def __init__(self, model: "PreTrainedModel", device: "str | torch.device", name: EngineName = REFERENCE):
         import torch
 
         self.name = name
-        self.precision = name.split("-")[1]
+        self.precision = name.precision
         self.device = torch.device(device)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
         self.model = model
@@ -111,18 +134,21 @@ class TorchEngine:
 class OpenVinoEngine:
     """A model that ``conversion`` wrote as ``model.xml``, on the CPU."""
 
-    def __init__(self, folder: Path, name: str, threads: int | None):
+    def __init__(self, folder: Path, name: EngineName, threads: int | None):
         import openvino
 
         self.name = name
         core = openvino.Core()
-        # Left to itself OpenVINO takes bf16 wherever the processor has it, for fp32 models as well.
-        fp32 = name.endswith("fp32") or not has_bf16("openvino", "cpu")
-        settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32" if fp32 else "bf16"}
+        # By default OpenVINO uses bf16 wherever the processor has it, for fp32 models as well.
+        fp32 = name.precision == "fp32" or not has_bf16("openvino", "cpu")
+        settings: dict[str, str | int] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": "f32" if fp32 else "bf16",
+        }
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads
         self._model = core.compile_model(folder / "model.xml", "CPU", settings)
-        self._requests = threading.local()  # a request holds the inputs and outputs of one call at a time
+        self._requests = threading.local()  # a request keeps the inputs and outputs of one call
         self.precision = _executed_precision(self._model)
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
@@ -136,11 +162,11 @@ class OpenVinoEngine:
 class OnnxRuntimeEngine:
     """A model that ``conversion`` wrote as ``model.onnx``, on the CPU."""
 
-    def __init__(self, folder: Path, name: str, threads: int | None):
+    def __init__(self, folder: Path, name: EngineName, threads: int | None):
         import onnxruntime
 
         self.name = name
-        self.precision = "int8+fp32" if name.endswith("int8") else "fp32"
+        self.precision = "int8+fp32" if name.precision == "int8" else "fp32"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         self._session = onnxruntime.InferenceSession(
@@ -157,10 +183,10 @@ def log_odds_module(model: "PreTrainedModel") -> "torch.nn.Module":
     """``model`` with one output, the (n,) log-odds of commerce, whether its head has one label or two."""
     import torch
 
-    from prefilter_common.checkpoints import commerce_index
+    from prefilter_common.models.checks import commerce_index
 
     class LogOdds(torch.nn.Module):
-        def __init__(self):
+        def __init__(self) -> None:
             super().__init__()
             self.model = model
             self.commerce = commerce_index(model.config)
@@ -175,9 +201,9 @@ def log_odds_module(model: "PreTrainedModel") -> "torch.nn.Module":
 
 
 def _executed_precision(model: "openvino.CompiledModel") -> str:
-    """What most of the matrix products run in and, where int8 is among them, what the rest does: ``int8+fp32``."""
+    """What the matrix products run in: the most common precision and, where int8 is among them, both: ``int8+fp32``."""
     names = {"f32": "fp32", "bf16": "bf16", "i8": "int8", "u8": "int8", "f16": "fp16"}
-    found = Counter()
+    found: Counter[str] = Counter()
     for node in model.get_runtime_model().get_ops():
         info = node.get_rt_info()
         if info["layerType"].astype(str) in ("FullyConnected", "MatMul", "ScaledDotProductAttention"):
