@@ -1,28 +1,28 @@
-"""Figures for parts of a data set: by language, length, source, and whether the model saw the whole article."""
+"""Metrics of parts of a data set: by language, length, source, and whether the model read the whole article."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, TypedDict
 
 import numpy as np
 from scipy.stats import fisher_exact
 
 from prefilter_common.articles import COMMERCE, Article
-from prefilter_common.comparison import ALPHA, holm
-from prefilter_common.metrics import threshold_metrics
+from prefilter_common.evaluation.language import UNKNOWN, languages
+from prefilter_common.statistics.comparison import ALPHA, holm
+from prefilter_common.statistics.metrics import threshold_metrics
 
 CHARACTERS = (100, 250, 500, 1000, 2000)
 TOKENS = (32, 64, 128, 256, 512)
-# Below this many articles an interval spans some 30 points or more: too wide to call a slice good or bad.
+# With fewer articles an interval spans 30 points or more: too wide to call a slice good or bad.
 MIN_ARTICLES = 20
-# A part of the traffic at least this large ought to be in the test set.
-NOTABLE_SHARE = 0.01
-UNKNOWN = "unknown"
+SHORT = 250  # characters; most of what a feed delivers
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Articles with something in common: ``by`` which property, which ``value`` of it, and (n,) bool who they are."""
+    """Articles with a property in common: ``by`` which, its ``value``, and the (n,) bool mask of its ``members``."""
 
     by: str
     value: str
@@ -34,14 +34,27 @@ class Slice:
         return f"{self.by} {self.value}"
 
 
+class SliceRow(TypedDict):
+    """The metrics of one slice, as ``ThresholdMetrics`` has them, with its counts and the test against the rest."""
+
+    by: str
+    value: str
+    n: int
+    n_commerce: int
+    errors: int
+    enough: bool
+    p_adjusted: float | None
+    f1: float
+    precision: float
+    recall: float
+    accuracy: float
+    intervals: dict[str, list[float]]
+    confusion_matrix: list[list[int]]
+
+
 def characters(articles: Sequence[Article]) -> np.ndarray:
     """(n,) characters of title and content together."""
     return np.array([len(a.title) + len(a.content) for a in articles])
-
-
-def languages(articles: Sequence[Article]) -> list[str]:
-    """Language of each article, ``unknown`` where it has none."""
-    return [a.language or UNKNOWN for a in articles]
 
 
 def buckets(values: np.ndarray, edges: Sequence[int]) -> list[str]:
@@ -49,6 +62,26 @@ def buckets(values: np.ndarray, edges: Sequence[int]) -> list[str]:
     inner = [f"{low}-{high - 1}" for low, high in pairwise(edges)]
     names = [f"<{edges[0]}", *inner, f"{edges[-1]}+"]
     return [names[i] for i in np.searchsorted(edges, values, side="right")]
+
+
+def length_slices(by: str, values: np.ndarray, edges: Sequence[int]) -> list[Slice]:
+    """One slice for each interval between ``edges`` that has any, the shortest first."""
+    index = np.searchsorted(edges, values, side="right")
+    return [Slice(by, buckets(values[index == i], edges)[0], index == i) for i in np.unique(index)]
+
+
+def length_and_language(articles: Sequence[Article]) -> list[str]:
+    """Such as ``el, short``: language of each article, and whether it is shorter than 250 characters."""
+    lengths = characters(articles)
+    return [
+        f"{language}, {'short' if length < SHORT else 'long'}"
+        for language, length in zip(languages(articles), lengths, strict=True)
+    ]
+
+
+def crossed_slices(articles: Sequence[Article]) -> list[Slice]:
+    """By language and length at once, the largest first."""
+    return slices_by("language and length", length_and_language(articles))
 
 
 def slices_by(by: str, values: Sequence[str]) -> list[Slice]:
@@ -59,71 +92,82 @@ def slices_by(by: str, values: Sequence[str]) -> list[Slice]:
 
 
 def article_slices(articles: Sequence[Article]) -> list[Slice]:
-    """By what an article is, whatever the model: language, characters, source."""
+    """By properties of the article, whatever the model: language, characters, source."""
     return [
         *slices_by("language", languages(articles)),
-        *slices_by("characters", buckets(characters(articles), CHARACTERS)),
+        *length_slices("characters", characters(articles), CHARACTERS),
         *slices_by("source", [a.source or UNKNOWN for a in articles]),
     ]
 
 
+def held_out_slices(articles: Sequence[Article], train: Sequence[Article]) -> list[Slice]:
+    """Articles of sources that are in ``train``, and of those that are not; none where it holds all of them."""
+    seen = {article.source for article in train if article.source}
+    sources = [UNKNOWN if not a.source else "seen" if a.source in seen else "held out" for a in articles]
+    return slices_by("sources", sources) if seen and "held out" in sources else []
+
+
 def token_slices(n_tokens: np.ndarray, max_length: int) -> list[Slice]:
-    """By what a model's tokenizer makes of the articles: (n,) tokens before they are cut at ``max_length``."""
+    """By what the model reads: (n,) tokens of each article before it is cut at ``max_length``."""
     cut = ["cut" if n > max_length else "whole" for n in n_tokens]
-    return [*slices_by("tokens", buckets(n_tokens, TOKENS)), *slices_by("read", cut)]
+    return [*length_slices("tokens", n_tokens, TOKENS), *slices_by("read", cut)]
 
 
-def slice_metrics(labels: np.ndarray, scores: np.ndarray, threshold: float, slices: Sequence[Slice]) -> list[dict]:
-    """The metrics of each slice with intervals, and whether its share of errors differs from the rest beyond chance.
+def slice_metrics(labels: np.ndarray, scores: np.ndarray, threshold: float, slices: Sequence[Slice]) -> list[SliceRow]:
+    """The metrics of each slice with intervals, and whether it has more errors than the rest beyond chance.
 
-    ``p_adjusted`` is Fisher's exact test (1922) of errors in the slice against errors outside, Holm-corrected for all
-    slices that are large enough to be judged; None for the others, whose ``enough`` is false.
+    ``p_adjusted`` is Fisher's exact test (1922), one-sided, of errors in the slice against errors outside it,
+    Holm-corrected for all slices that are large enough to judge; None for the others, whose ``enough`` is false.
     """
     wrong = (scores >= threshold) != (labels == COMMERCE)
-    rows = []
+    rows: list[SliceRow] = []
     for part in slices:
         inside = part.members
-        (row,) = threshold_metrics(labels[inside], scores[inside], [threshold])
-        del row["threshold"]
-        n, errors = int(inside.sum()), int(wrong[inside].sum())
-        n_commerce = int(labels[inside].sum())
-        head = {"by": part.by, "value": part.value, "n": n, "n_commerce": n_commerce, "errors": errors}
-        rows.append({**head, "enough": n >= MIN_ARTICLES, "p_adjusted": None, **row})
-    # A slice that is the whole set has no rest to differ from.
+        (at,) = threshold_metrics(labels[inside], scores[inside], [threshold])
+        n = int(inside.sum())
+        rows.append({
+            "by": part.by,
+            "value": part.value,
+            "n": n,
+            "n_commerce": int(labels[inside].sum()),
+            "errors": int(wrong[inside].sum()),
+            "enough": n >= MIN_ARTICLES,
+            "p_adjusted": None,
+            "f1": at["f1"],
+            "precision": at["precision"],
+            "recall": at["recall"],
+            "accuracy": at["accuracy"],
+            "intervals": at["intervals"],
+            "confusion_matrix": at["confusion_matrix"],
+        })  # fmt: skip
+    # A slice that is the whole set has no rest to compare with.
     judged = [row for row in rows if row["enough"] and row["n"] < len(labels)]
     for row, p in zip(judged, holm([_p_of_rest(row, int(wrong.sum()), len(labels)) for row in judged]), strict=True):
         row["p_adjusted"] = float(p)
     return rows
 
 
-def _p_of_rest(row: dict, errors: int, n: int) -> float:
+def _p_of_rest(row: SliceRow, errors: int, n: int) -> float:
     inside = [row["errors"], row["n"] - row["errors"]]
-    return float(fisher_exact([inside, [errors - inside[0], n - errors - inside[1]]]).pvalue)
+    return float(fisher_exact([inside, [errors - inside[0], n - errors - inside[1]]], alternative="greater").pvalue)
 
 
-def worst_slice(rows: Sequence[dict]) -> dict | None:
+def worst_slice(rows: Sequence[SliceRow]) -> dict[str, Any] | None:
     """The slice with the lowest accuracy of those large enough; None where none of them has an error.
 
-    Accuracy, since F1 has no meaning in a slice without commerce. Of slices that are equally bad the largest.
+    Accuracy, because F1 means nothing in a slice without commerce. Of equally bad slices, the largest.
     """
-    judged = [row for row in rows if row["enough"] and row["p_adjusted"] is not None and row["errors"]]
+    judged = [row for row in rows if row["p_adjusted"] is not None and row["errors"]]
     if not judged:
         return None
     worst = min(judged, key=lambda row: (row["accuracy"], -row["n"]))
-    picked = {key: worst[key] for key in ("by", "value", "n", "errors", "accuracy", "p_adjusted")}
-    beyond_chance = worst["p_adjusted"] < ALPHA
-    return {**picked, "accuracy_interval": worst["intervals"]["accuracy"], "beyond_chance": beyond_chance}
-
-
-def uncovered(traffic: Sequence[Article], test: Sequence[Article]) -> list[dict]:
-    """Languages and lengths that make up 1 % of the traffic or more and of which the test set has too few to judge."""
-    found = []
-    tested = {part.name: int(part.members.sum()) for part in article_slices(test)}
-    for part in article_slices(traffic):
-        n, n_test = int(part.members.sum()), tested.get(part.name, 0)
-        if part.by != "source" and n >= NOTABLE_SHARE * len(traffic) and n_test < MIN_ARTICLES:
-            found.append({
-                "by": part.by, "value": part.value, "n_traffic": n,
-                "traffic_share": n / len(traffic), "n_test": n_test,
-            })  # fmt: skip
-    return found
+    return {
+        "by": worst["by"],
+        "value": worst["value"],
+        "n": worst["n"],
+        "errors": worst["errors"],
+        "accuracy": worst["accuracy"],
+        "p_adjusted": worst["p_adjusted"],
+        "accuracy_interval": worst["intervals"]["accuracy"],
+        "beyond_chance": (worst["p_adjusted"] or 0.0) < ALPHA,
+    }

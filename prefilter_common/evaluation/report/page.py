@@ -1,69 +1,59 @@
-"""Numbers -> the page that people read: one self-contained HTML file, drawn by report.html.j2."""
+"""Numbers -> the page that people read: one self-contained HTML file, drawn by page.html.j2."""
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from prefilter_common.evaluation.report.plots import Axes, near_one
+from prefilter_common.page import render_page, span
 
-from prefilter_common.files import write_text
-from prefilter_common.plots import Axes, near_one
-
-# HTML allows neither control characters nor halves of UTF-16 pairs, and an article may hold both. The two overrides of
-# the writing direction would turn the rest of a sentence round.
-UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202d\u202e\ud800-\udfff\ufffe\uffff]")
 # Up to this many pairs of models the traffic section tells all of each; of more, only of those with the chosen model.
 ALL_PAIRS = 3
+SECTIONS = ("run", "settings", "test", "baseline", "comparison", "integrity", "production", "audit")
 SWEPT = ("precision", "recall")
+POINT_NAMES = {
+    "default": "default",
+    "best_f1": "best F1",
+    "high_precision": "high precision",
+    "best_saving": "best saving",
+}
 QUALITY = ("f1", "precision", "recall", "accuracy")
 
 
-def write_page(path: Path, data: dict) -> None:
-    """Write ``data``, what ``evaluate_models.py`` found, as an HTML page.
+def write_page(path: Path, results: Mapping[str, Any]) -> None:
+    """Write ``results``, the content of evaluation_results.json, as an HTML page.
 
-    Args:
-        path: the file to write.
-        data: ``results``, the content of evaluation_results.json, and ``errors``: model -> its worst errors with
-            their texts. Texts are hostile input: everything is escaped.
+    Texts are hostile input: everything is escaped.
     """
-    page = _environment().get_template("report.html.j2").render(**_context(data))
-    write_text(path, UNPRINTABLE.sub("\ufffd", page))
+    template = Path(__file__).with_name("page.html.j2")
+    render_page(path, template, _context(results), FILTERS)
 
 
-def _environment() -> Environment:
-    """Escapes every value, and fails rather than leave a hole where one is missing."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent, encoding="utf-8"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(pct=_percent, span=_span, points=_points, p=_p_value)
-    return environment
-
-
-def _context(data: Mapping) -> dict:
+def _context(results: Mapping[str, Any]) -> dict:
     """What the template draws: the results by section, models in the order of their F1, and the plots' axes."""
-    results, errors = data["results"], data["errors"]
     rows = {name: row for name, row in results.items() if not name.startswith("_")}
     models = dict(sorted(((n, r) for n, r in rows.items() if "error" not in r), key=lambda item: -item[1]["f1"]))
     choice, traffic = results["_choice"], results["_traffic"]
-    shown_first = choice["selected"] or results["_comparison"]["best"]
+    shown_first = choice["favourite"] or results["_comparison"]["best"]
     judged = [*models.values(), *([results["_baseline"]] if results["_baseline"] else [])]
     # Where nothing is flagged any more, a precision of 0 would be drawn that nobody saw.
     sweeps = {name: [step for step in row["sweep"] if step["recall"] > 0] for name, row in models.items()}
     operating = [point for row in models.values() for point in row["operating_points"].values()]
     corner = near_one(point[key] for point in operating for key in SWEPT)
+    # Of all thresholds, so that every operating point lies inside, wherever it is.
+    curves = {
+        name: {key: [(step[0], step[1 + i]) for step in row["pr_curve"] if step[2] > 0] for i, key in enumerate(SWEPT)}
+        for name, row in models.items()
+    }
     return {
-        **{key: results[f"_{key}"] for key in ("run", "settings", "test", "baseline", "comparison", "integrity")},
+        **{key: results[f"_{key}"] for key in SECTIONS},
         "choice": choice,
         "traffic": traffic,
         "pairs": _pairs(traffic, shown_first),
         "warnings": results["_warnings"],
         "models": models,
         "broken": {name: row["error"] for name, row in sorted(rows.items()) if "error" in row},
-        "errors": errors,
+        "errors": results["_worst_errors"],
         "shown_first": shown_first,
         "scale": _scale(row["intervals"][key][0] for row in judged for key in QUALITY),
         "pr_axes": Axes(corner, 1, corner, 1),
@@ -71,17 +61,14 @@ def _context(data: Mapping) -> dict:
             name: [(recall, precision) for _, precision, recall in r["pr_curve"]] for name, r in models.items()
         },
         "sweeps": sweeps,
-        "sweep_lines": {
-            name: {key: [(step["threshold"], step[key]) for step in steps] for key in SWEPT}
-            for name, steps in sweeps.items()
-        },
+        "sweep_lines": curves,
         "reliability_axes": Axes(0, 1, 0, 1),
         "sweep_axes": Axes(
-            0.5, 1, near_one(step[key] for steps in sweeps.values() for step in steps for key in SWEPT), 1
+            0, 1, near_one(value for lines in curves.values() for line in lines.values() for _, value in line), 1
         ),
-        "point_names": {"default": "default", "best_f1": "best F1", "high_precision": "high precision"},
+        "point_names": POINT_NAMES,
         "measures": {"f1": "F1", "precision": "precision", "recall": "recall", "cpu_ms": "CPU latency"},
-        "groups": ("language", "characters", "tokens", "read", "source"),
+        "groups": ("language", "characters", "tokens", "read", "sources", "source"),
     }
 
 
@@ -96,13 +83,24 @@ def _scale(lowest: Iterable[float]) -> float:
     return min(int(10 * min(lowest, default=0)) / 10, 0.9)
 
 
-def _percent(value: float | None, digits: int = 1) -> str:
-    return "–" if value is None else f"{value:.{digits}%}"
+def _exact(value: float | None) -> str:
+    """A fraction in per cent with one decimal; more than none and less than all stay visible as such."""
+    if value is None:
+        return "–"
+    return "> 99.9%" if 0.9995 <= value < 1 else "< 0.1%" if 0 < value < 0.0005 else f"{value:.1%}"
 
 
-def _span(interval: tuple[float, float] | None, digits: int = 0) -> str:
-    """An interval of fractions, in per cent."""
-    return "–" if interval is None else f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f}"
+def _exact_span(interval: tuple[float, float] | None) -> str:
+    """An interval of fractions, in per cent; with a decimal where it would seem to be a single value without."""
+    if interval is None:
+        return "–"
+    low, high = interval
+    return span(interval, 1 if round(100 * low) == round(100 * high) else 0)
+
+
+def _money(value: float) -> str:
+    """An amount in the currency that the costs were given in."""
+    return f"{value:,.2f}".replace("-", "−")
 
 
 def _points(value: float) -> str:
@@ -114,3 +112,12 @@ def _p_value(value: float | None) -> str:
     if value is None:
         return "–"
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+FILTERS: dict[str, Callable] = {
+    "points": _points,
+    "p": _p_value,
+    "exact": _exact,
+    "exact_span": _exact_span,
+    "money": _money,
+}

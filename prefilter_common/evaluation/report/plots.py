@@ -1,4 +1,4 @@
-"""Where things go in the page's plots: numbers -> SVG coordinates. The drawing itself is in report.html.j2."""
+"""Where things go in the page's plots: numbers -> SVG coordinates. The drawing itself is in page.html.j2."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
