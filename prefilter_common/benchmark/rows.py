@@ -1,22 +1,18 @@
-"""Timings and scores of many configurations -> rows, each with its fidelity, and the one to recommend."""
+"""Timings and scores of many configurations in, rows out, each with its fidelity, and the one to recommend."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import Article
-from prefilter_common.calibration import at_temperature
-from prefilter_common.choice import CRITERIA
-from prefilter_common.contract import CONTRACT_FILE, Contract, TwoPass
-from prefilter_common.engines import REFERENCE, converted_folder
-from prefilter_common.evaluation import labels_of
-from prefilter_common.metrics import latency_summary, threshold_metrics
-from prefilter_common.operating_points import DEFAULT
-from prefilter_common.parity import Tolerance, compare_scores, refusal
-from prefilter_common.scoring import Scorer
-from prefilter_common.two_pass import FIRST_LENGTHS, choose_two_pass
+from prefilter_common.benchmark.fidelity import Fidelity, Tolerance, compare_scores, refusal
+from prefilter_common.benchmark.timing import Bulk, Single
+from prefilter_common.evaluation.choice.rules import CRITERIA
+from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.scoring.engines import REFERENCE, EngineName
+from prefilter_common.statistics.metrics import latency_summary, threshold_metrics
+from prefilter_common.statistics.operating_points import DEFAULT
 
 SEED = 0  # of the paired bootstrap
 
@@ -25,7 +21,7 @@ SEED = 0  # of the paired bootstrap
 class Configuration:
     """An engine and how much of an article it reads."""
 
-    engine: str
+    engine: EngineName
     max_length: int
     two_pass: TwoPass | None = None
 
@@ -39,133 +35,151 @@ class Configuration:
 class Reference:
     """PyTorch in fp32, every article read in full: what the others are compared with.
 
-    ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read; ``operations`` gives those
-    of a forward pass by its shape; ``two_pass_note`` is what the choice of a first pass said.
+    ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
+    other articles on which decisions are compared, the last ``n_val`` of them validation articles; ``operations`` maps
+    the shape of a batch to the operations of its forward pass; ``two_pass_note`` reports how a first pass was chosen.
     """
 
     contract: Contract
     scores: np.ndarray
     labels: np.ndarray | None
     n_tokens: np.ndarray
-    operations: Callable[[tuple[int, int]], float]
-    two_pass_note: dict
+    operations: Callable[[tuple[int, ...]], float]
+    two_pass_note: dict[str, Any]
+    more: np.ndarray
+    n_val: int
 
 
-def take_reference(directory: Path, test: Sequence[Article], val: Sequence[Article] | None, device: str) -> Reference:
-    """Score the test articles, and choose the limits of a first pass on the validation articles where there are some.
+class WorkerFacts(TypedDict):
+    """What is known of an engine's process: precision, seconds to load, memory, size on disk."""
 
-    The contract returned holds those limits; without validation articles the ones it had. Raises InputError.
-    """
-    from prefilter_common.timing import operations
-
-    scorer = Scorer.load(directory, device, REFERENCE)
-    path = directory / CONTRACT_FILE
-    two_pass = Contract.load(path).two_pass if path.is_file() else None
-    note = {} if two_pass else {"reason": "no validation articles to choose its limits on; pass --val-data"}
-    if not path.is_file():
-        note = {"reason": f"no {CONTRACT_FILE} to keep its limits in; train the model again"}
-    elif val:
-        two_pass, note = _choose_two_pass(scorer, val)
-    encodings = scorer.tokenize(test)
-    return Reference(
-        contract=replace(scorer.contract, two_pass=two_pass),
-        scores=scorer.score_encodings(encodings),
-        labels=None if any(article.label is None for article in test) else labels_of(test),
-        n_tokens=np.array([len(ids) for ids in encodings]),
-        operations=operations(scorer.engine.model),
-        two_pass_note=note,
-    )
+    precision: str
+    load_s: float
+    disk_mib: float
+    peak_memory_mib: int
+    peak_memory_bulk_mib: int
 
 
-def _choose_two_pass(scorer: Scorer, val: Sequence[Article]) -> tuple[TwoPass | None, dict]:
-    contract = scorer.contract
-    lengths = [length for length in FIRST_LENGTHS if length < contract.max_length]
-    short = {length: at_temperature(scorer.reading(length).score(val), 1 / contract.temperature) for length in lengths}
-    n_tokens = np.array([len(ids) for ids in scorer.tokenize(val)])
-    return choose_two_pass(labels_of(val), scorer.score(val), short, n_tokens, contract.thresholds)
+class BenchmarkRow(WorkerFacts):
+    """One configuration in ``results/benchmark_<model>.json``; ``refused`` is None or the reason."""
+
+    engine: str
+    max_length: int
+    passes: int
+    avg_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    min_ms: float
+    max_ms: float
+    tokenize: dict[str, float]
+    forward: dict[str, float]
+    relative_speed: float
+    relative_speed_rounds: list[float]
+    articles_per_second: dict[str, float]
+    bulk_relative_speed: float
+    gflop_per_article: float
+    bound_ms: float | None
+    share_of_bound: float | None
+    f1: float | None
+    f1_interval: list[float] | None
+    parity: Fidelity
+    refused: str | None
 
 
-def row(
-    configuration: Configuration, rounds: Sequence[dict], bulk: Mapping[int, dict], reference: Reference,
-    reference_ms: Sequence[float], rates: Mapping[str, float | None], tolerance: Tolerance, worker: Mapping,
-) -> dict:  # fmt: skip
-    """All that was measured of one configuration, as plain JSON values.
+def row_of(
+    configuration: Configuration, rounds: Sequence[Single], bulk: Mapping[int, Bulk], reference: Reference,
+    reference_ms: Sequence[float], rates: Mapping[str, float | None], tolerance: Tolerance, facts: WorkerFacts,
+    more: np.ndarray,
+) -> BenchmarkRow:  # fmt: skip
+    """Everything that was measured of one configuration.
 
     Args:
-        rounds: what ``timing.Worker.single`` returned, by round.
-        bulk: batch size -> what ``timing.Worker.bulk`` returned.
-        reference_ms: mean milliseconds an article of the reference, by round.
-        rates: billions of operations a second by precision, as the machine multiplies matrices.
-        worker: what is known of the engine's process: precision, load time, memory, size on disk.
+        bulk: batch size -> the scores of all articles and the time they took.
+        reference_ms: mean milliseconds per article of the reference, by round.
+        more: (k,) scores of the articles of ``reference.more``.
+        rates: billions of operations per second by precision, as the machine multiplies matrices.
     """
-    tokenize = np.concatenate([r["tokenize"] for r in rounds])
-    forward = np.concatenate([r["forward"] for r in rounds])
-    means = [1000 * (r["tokenize"] + r["forward"]).mean() for r in rounds]
+    tokenize = np.concatenate([single.tokenize for single in rounds])
+    forward = np.concatenate([single.forward for single in rounds])
+    means = [single.mean_ms for single in rounds]
     ratios = [theirs / ours for theirs, ours in zip(reference_ms, means, strict=True)]
-    n_operations = sum(map(reference.operations, rounds[0]["shapes"])) / len(rounds[0]["forward"])
-    rate = rates.get(worker["precision"].split("+")[0])
+    n_operations = sum(map(reference.operations, rounds[0].shapes)) / len(rounds[0].forward)
+    rate = rates.get(facts["precision"].split("+")[0])
     bound_ms = n_operations / rate / 1e6 if rate else None
-    scores = next(iter(bulk.values()))["scores"]
-    thresholds = reference.contract.thresholds
-    comparison = compare_scores(reference.labels, reference.scores, scores, thresholds, SEED)
-    # The reference differs from itself by rounding only, yet a score may lie that near to a threshold.
+    scores = next(iter(bulk.values())).scores
+    # The limits of a first pass were chosen on the validation articles, so these would flatter it.
+    judged = len(more) - (reference.n_val if configuration.two_pass else 0)
+    fidelity = compare_scores(
+        reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
+        (reference.more[:judged], more[:judged]),
+    )  # fmt: skip
+    # The reference differs from itself only by rounding, but a score may lie that close to a threshold.
     is_reference = configuration == Configuration(REFERENCE, reference.contract.max_length)
     reads_less = configuration.passes == 2 or configuration.max_length < reference.contract.max_length
-    per_second = {str(size): round(len(scores) / found["seconds"], 2) for size, found in bulk.items()}
+    per_second = {str(size): round(len(scores) / found.seconds, 2) for size, found in bulk.items()}
+    f1, f1_interval = f1_with_interval(reference, scores)
+    summary = latency_summary(tokenize + forward)
     return {
-        "engine": configuration.engine,
-        "precision": worker["precision"],
+        "engine": str(configuration.engine),
+        "precision": facts["precision"],
         "max_length": configuration.max_length,
         "passes": configuration.passes,
-        **latency_summary(tokenize + forward),
+        "avg_ms": summary["avg_ms"],
+        "p50_ms": summary["p50_ms"],
+        "p95_ms": summary["p95_ms"],
+        "p99_ms": summary["p99_ms"],
+        "min_ms": summary["min_ms"],
+        "max_ms": summary["max_ms"],
         "tokenize": latency_summary(tokenize),
         "forward": latency_summary(forward),
         "relative_speed": round(float(np.mean(reference_ms) / np.mean(means)), 2),
         "relative_speed_rounds": [round(float(min(ratios)), 2), round(float(max(ratios)), 2)],
         "articles_per_second": per_second,
         "bulk_relative_speed": round(max(per_second.values()) * float(np.mean(reference_ms)) / 1000, 2),
-        "peak_memory_mib": worker["peak_memory_mib"],
-        "peak_memory_bulk_mib": worker["peak_memory_bulk_mib"],
-        "disk_mib": worker["disk_mib"],
-        "load_s": worker["load_s"],
+        "peak_memory_mib": facts["peak_memory_mib"],
+        "peak_memory_bulk_mib": facts["peak_memory_bulk_mib"],
+        "disk_mib": facts["disk_mib"],
+        "load_s": facts["load_s"],
         "gflop_per_article": round(n_operations / 1e9, 6),
         "bound_ms": bound_ms and round(bound_ms, 4),
         "share_of_bound": bound_ms and round(bound_ms / (1000 * float(forward.mean())), 3),
-        **quality(reference, scores),
-        "parity": comparison,
-        "refused": None if is_reference else refusal(comparison, tolerance, reads_less),
+        "f1": f1,
+        "f1_interval": f1_interval,
+        "parity": fidelity,
+        "refused": None if is_reference else refusal(fidelity, tolerance, reads_less),
     }
 
 
-def quality(reference: Reference, scores: np.ndarray) -> dict:
-    """``f1`` at the default threshold and its interval; both None where there are no labels or no numbers."""
+def f1_with_interval(reference: Reference, scores: np.ndarray) -> tuple[float | None, list[float] | None]:
+    """F1 at the default threshold and its interval; both None where there are no labels or no numbers."""
     if reference.labels is None or not np.isfinite(scores).all():
-        return {"f1": None, "f1_interval": None}
+        return None, None
     (at,) = threshold_metrics(reference.labels, scores, [reference.contract.thresholds[DEFAULT]])
-    return {"f1": at["f1"], "f1_interval": at["intervals"]["f1"]}
+    return at["f1"], at["intervals"]["f1"]
 
 
-def recommend(rows: Sequence[dict]) -> dict:
-    """The fastest row, by its mean, of those inside the tolerance. The reference is always inside."""
+def recommend(rows: Sequence[BenchmarkRow]) -> BenchmarkRow:
+    """The fastest row, by its mean, of those within the tolerance; the reference always is."""
     return min((row for row in rows if row["refused"] is None), key=lambda row: row["avg_ms"])
 
 
-def frontier(rows: Sequence[dict]) -> list[dict]:
-    """The rows of which no other is both faster and at least as good by F1, from the fastest to the best."""
+def frontier(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """The rows that no other beats in both speed and F1, from the fastest to the best. Every row has an F1."""
     best, found = -1.0, []
-    for row in sorted(rows, key=lambda row: (row["avg_ms"], -row["f1"])):
-        if row["f1"] > best:
-            best = row["f1"]
+    for f1, row in sorted(((row["f1"] or 0.0, row) for row in rows), key=lambda item: (item[1]["avg_ms"], -item[0])):
+        if f1 > best:
+            best = f1
             found.append(row)
     return found
 
 
-def name_of(row: Mapping) -> str:
-    """``openvino-int8 128 two passes``, as tables and pictures name a row."""
+def name_of(row: BenchmarkRow) -> str:
+    """Such as ``openvino-int8 128 two passes``, as tables and pictures name a row."""
     return f"{row['engine']} {row['max_length']}{' two passes' if row['passes'] == 2 else ''}"
 
 
-def verdict(avg_ms: float) -> str:
+def latency_verdict(avg_ms: float) -> str:
     """The mean against the success criteria."""
     minimum, target = CRITERIA["cpu_ms"]
     if avg_ms < target:
@@ -173,11 +187,3 @@ def verdict(avg_ms: float) -> str:
     if avg_ms < minimum:
         return f"meets the minimum (< {minimum} ms), not the target (< {target} ms)"
     return f"misses the minimum (< {minimum} ms)"
-
-
-def disk_mib(directory: Path, engine: str) -> float:
-    """Size of what the engine needs: its own folder, or the checkpoint's files."""
-    folder = converted_folder(directory, engine)
-    names = ("model.safetensors", "adapter_model.safetensors", "config.json", "tokenizer.json")
-    files = folder.iterdir() if folder else [directory / name for name in names if (directory / name).is_file()]
-    return round(sum(path.stat().st_size for path in files) / 2**20, 1)
