@@ -1,61 +1,52 @@
 #!/usr/bin/env python3
 """Score every model under models/ on the test set, compare them honestly, and say which to ship.
 
-For each model directory: batched scoring of all articles (quality), and one article at a time of a sample spread over
-the lengths (latency, tokenising included, synchronised on a GPU). Every figure has a 95 % interval; models are
-compared on the same articles, by slices, against a TF-IDF floor, and with --traffic on unlabelled articles. Thresholds
-are chosen on the validation scores that training left in the model directory (else --val-data) and written into its
-prefilter.json. A model that cannot be loaded or scored gets an error row, does not stop the others, and makes the exit
-code 1.
+For each model directory: all articles in batches (quality), and a sample spread over the lengths one article at a time
+(latency, including tokenising, synchronised on a GPU). Every figure has a 95 % interval; models are compared on the
+same articles, by slices, against a TF-IDF floor and, with --traffic, on unlabelled articles. What a model would do
+where commerce is rare is worked out for each --prevalence, and measured with --audit and --audited. No model is chosen
+while two differ on the traffic and nothing says which is right, or while the test set says nothing of most of it.
+Thresholds are chosen on the validation scores that training left in the model directory (else --val-data) and written
+into its prefilter.json. A model that cannot be loaded or scored becomes an error row, does not stop the others, and
+makes the exit code 1.
 
     python evaluate_models.py
     python evaluate_models.py --models distilbert minilm --test-data ../production/test.jsonl
-    python evaluate_models.py --traffic ../production/last_week.jsonl --traffic-models distilbert minilm
+    python evaluate_models.py --traffic ../production/last_week.jsonl --audit 100 300
+    python evaluate_models.py --traffic ../production/last_week.jsonl --audited labelled.jsonl --prevalence 0.05 0.175
 
 Writes into results/: evaluation_results.json, report.html, predictions/<model>.jsonl (one row per article, in the test
-file's order) and, with --traffic, review_queue_<model>.jsonl (what to label next). The table goes to stdout,
-everything else to stderr.
+file's order) and, with --traffic, review_queue_<model>.jsonl (what to label next), with --audit, audit_<model>.jsonl
+(what to label to measure precision and recall in production). The table goes to stdout, everything else to stderr.
 """
 
 import argparse
-import gc
-import json
-import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from prefilter_common.articles import Article, load_articles, split_beside, spread_by_length
+from prefilter_common.articles import load_articles, split_beside
 from prefilter_common.cli import (
-    HelpFormatter,
-    InputError,
+    Parser,
+    batch_size,
     configure_logging,
+    count,
     exit_code,
     fraction,
-    is_main_process,
-    positive_int,
+    positive_float,
+    seed,
 )
-from prefilter_common.engines import ENGINES, REFERENCE
-from prefilter_common.files import model_directories, write_json, write_json_lines
-from prefilter_common.processes import wait_for_all
-
-if TYPE_CHECKING:
-    from prefilter_common.evaluation import Scored
-    from prefilter_common.scoring import Scorer
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Data:
-    """The articles of one evaluation; None where there is no such file."""
-
-    test: list[Article]
-    train: list[Article] | None
-    val: list[Article] | None
-    traffic: list[Article] | None
+from prefilter_common.errors import InputError
+from prefilter_common.evaluation.report.summary import evaluation_summary
+from prefilter_common.evaluation.results import compare, write_results
+from prefilter_common.evaluation.run import Data, Options, evaluate_each
+from prefilter_common.evaluation.traffic.audit import read_audit
+from prefilter_common.files import require_files
+from prefilter_common.models.directory import model_directories
+from prefilter_common.processes import is_main_process
+from prefilter_common.runinfo import run_info
+from prefilter_common.scoring.engines import ENGINES, REFERENCE, EngineName
+from prefilter_common.splits.guard import manifest_record, manifest_warnings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,227 +55,186 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     directories = model_directories(args.models_dir, args.models)
     check_traffic_models(args, directories)
+    require_files(*outputs_of(args, directories))
+    check_production(args)
     data, files = load_data(args)
-    # Imported only now: torch and transformers take seconds, for which bad input need not wait.
-    from prefilter_common.page import write_page
-    from prefilter_common.runinfo import run_info
-    from prefilter_common.summary import evaluation_summary
-
-    models, rows = {}, {}
-    for number, directory in enumerate(directories, start=1):
-        log.info(f"model {number}/{len(directories)}: {directory}")
-        try:
-            models[directory.name], rows[directory.name] = evaluate(directory, data, args)
-        except Exception as error:
-            # Whatever is wrong with one directory, the others are still to be evaluated.
-            log.error(f"{directory.name}: {error}", exc_info=not isinstance(error, InputError))
-            rows[directory.name] = {"error": f"{type(error).__name__}: {error}"}
-    code = 1 if any("error" in row for row in rows.values()) else 0
-    if not is_main_process():
-        return code
-    sections, errors = compare(data, models, rows, args)
-    results = {"_run": run_info(argv, files), **sections, **rows}
-    write_json(args.output / "evaluation_results.json", results)
-    write_page(args.output / "report.html", {"results": results, "errors": errors})
-    print(evaluation_summary(results))
-    return code
+    options = options_of(args)
+    models, rows = evaluate_each(directories, data, options)
+    if is_main_process():
+        manifest = manifest_record([args.test_data])
+        results = {"_run": run_info(argv, files), "_manifest": manifest, **compare(data, models, rows, options)}
+        results["_warnings"] += manifest_warnings(manifest)
+        write_results(args.output, results)
+        print(evaluation_summary(results))
+    return 1 if any("error" in row for row in rows.values()) else 0
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     data = parser.add_argument_group("data")
-    data.add_argument("--test-data", type=Path, default=Path("splits/test.jsonl"), help="labelled articles")
+    data.add_argument("--test-data", type=Path, default=Path("splits/test.jsonl"), help="labelled articles to judge on")
     data.add_argument(
         "--train-data",
         type=Path,
         metavar="FILE",
-        help="what the models were trained on, for the floor and duplicates; if not train.jsonl beside --test-data",
+        help="training articles, for the floor and for duplicates (default: train.jsonl beside --test-data)",
     )
     data.add_argument(
-        "--val-data", type=Path, metavar="FILE", help="labelled, to choose thresholds for models without their own"
+        "--val-data",
+        type=Path,
+        metavar="FILE",
+        help="labelled articles on which to choose thresholds for models that have no validation scores",
     )
     data.add_argument("--traffic", type=Path, metavar="FILE", help="unlabelled articles on which to compare the models")
+    data.add_argument(
+        "--audited", type=Path, metavar="FILE", help="an audit sample or review queue of that traffic, with labels"
+    )
     data.add_argument("--output", type=Path, default=Path("results"), help="folder to write")
     models = parser.add_argument_group("models")
-    models.add_argument("--models-dir", type=Path, default=Path("models"), help="folder of the model directories")
-    models.add_argument("--models", nargs="+", metavar="NAME", help="only these of them, by name")
     models.add_argument(
-        "--traffic-models", nargs=2, metavar="NAME", help="compare these two on --traffic, not every two"
+        "--models-dir", type=Path, default=Path("models"), help="folder that contains the model directories"
     )
+    models.add_argument("--models", nargs="+", metavar="NAME", help="evaluate only the models of these names")
+    models.add_argument(
+        "--traffic-models",
+        nargs=2,
+        metavar="NAME",
+        help="the two models to compare on --traffic (default: every two)",
+    )
+    add_production_flags(parser)
     run = parser.add_argument_group("run")
     run.add_argument(
+        "--engine",
+        type=EngineName.parse,
+        default=REFERENCE,
+        metavar="NAME",
+        help=f"engine that runs the models, one of {' '.join(map(str, ENGINES))}",
+    )
+    run.add_argument("--batch-size", type=batch_size, default=32, metavar="N", help="articles per batch")
+    run.add_argument(
+        "--latency-samples", type=count, default=50, metavar="N", help="number of articles timed one at a time"
+    )
+    run.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed of the bootstrap")
+    return parser.parse_args(argv)
+
+
+def add_production_flags(parser: argparse.ArgumentParser) -> None:
+    """What is known of production, and what to draw from it."""
+    production = parser.add_argument_group("production")
+    production.add_argument(
+        "--prevalence",
+        nargs="+",
+        type=share,
+        default=[0.05],
+        metavar="P",
+        help="shares of commerce in production, between 0 and 1; high_precision is chosen for the first",
+    )
+    production.add_argument(
         "--target-precision",
         type=fraction,
         default=0.95,
         metavar="P",
-        help="that the high_precision threshold's interval must reach on validation data, 0 to 1",
+        help="precision that high_precision must be shown to have at the first --prevalence, 0 to 1",
     )
-    run.add_argument("--engine", choices=ENGINES, default=REFERENCE, help="what runs the models, in one pass")
-    run.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="articles a batch")
-    run.add_argument(
-        "--latency-samples", type=positive_int, default=50, metavar="N", help="articles timed one at a time"
+    production.add_argument(
+        "--cost-per-article",
+        type=positive_float,
+        metavar="C",
+        help="what scoring an article costs, which blocking it saves, in any currency",
     )
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap, at least 0")
-    args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error(f"argument --seed: {args.seed} is not at least 0")
-    return args
+    production.add_argument(
+        "--cost-of-blocking",
+        type=positive_float,
+        metavar="C",
+        help="what blocking a journalism article costs, in the same currency",
+    )
+    production.add_argument(
+        "--audit",
+        nargs="+",
+        type=count,
+        metavar="N",
+        help="draw so many flagged and, with a second number, so many unflagged articles of the traffic to label",
+    )
+
+
+def share(text: str) -> float:
+    """An argparse type: a number between 0 and 1, neither of them."""
+    value = fraction(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError("0 is not between 0 and 1")
+    return value
 
 
 def check_traffic_models(args: argparse.Namespace, directories: Sequence[Path]) -> None:
-    """Raise InputError unless --traffic-models names two different models that are evaluated, and has traffic."""
+    """Raise InputError unless --traffic-models names two different models that are evaluated, on some traffic."""
     if not args.traffic_models:
         return
     if not args.traffic:
         raise InputError("--traffic-models needs articles to compare the two on; pass --traffic FILE")
-    unknown = set(args.traffic_models) - {directory.name for directory in directories}
-    if unknown or len(set(args.traffic_models)) < 2:
-        there = ", ".join(directory.name for directory in directories)
-        raise InputError(f"--traffic-models {' '.join(args.traffic_models)}: name two different ones of {there}")
+    names = [directory.name for directory in directories]
+    if len(set(args.traffic_models) & set(names)) < 2:
+        raise InputError(
+            f"--traffic-models {' '.join(args.traffic_models)}: name two different ones of {', '.join(names)}"
+        )
+
+
+def outputs_of(args: argparse.Namespace, directories: Sequence[Path]) -> list[Path]:
+    """Every file that is written, but for those inside the model directories."""
+    per_model = ["predictions/{}.jsonl"]
+    if args.traffic:
+        per_model.append("review_queue_{}.jsonl")
+    if args.audit:
+        per_model.append("audit_{}.jsonl")
+    names = [template.format(directory.name) for template in per_model for directory in directories]
+    return [args.output / name for name in ["evaluation_results.json", "report.html", *names]]
+
+
+def check_production(args: argparse.Namespace) -> None:
+    """Raise InputError for flags of the production panel that need another one."""
+    if (args.cost_per_article is None) != (args.cost_of_blocking is None):
+        raise InputError("--cost-per-article and --cost-of-blocking: a saving needs both; pass the other one too")
+    if args.audit and not args.traffic:
+        raise InputError("--audit needs articles to draw from; pass --traffic FILE")
+    if args.audit and len(args.audit) > 2:
+        raise InputError("--audit takes two numbers at most: flagged and unflagged articles")
 
 
 def load_data(args: argparse.Namespace) -> tuple[Data, dict[str, Path]]:
     """All articles, and role -> file of those that were read. Raises InputError."""
     train = args.train_data or split_beside(args.test_data, "train")
-    files = {"test": args.test_data, "train": train, "val": args.val_data, "traffic": args.traffic}
+    val = args.val_data or split_beside(args.test_data, "val")
+    files = {"test": args.test_data, "train": train, "val": val, "traffic": args.traffic}
     files = {role: path for role, path in files.items() if path}
     loaded = {role: load_articles(path, require_labels=role != "traffic") for role, path in files.items()}
-    return Data(*(loaded.get(role) for role in ("test", "train", "val", "traffic"))), files
-
-
-def evaluate(directory: Path, data: Data, args: argparse.Namespace) -> tuple["Scored", dict]:
-    """Run one model on all articles; write its predictions and operating points.
-
-    Returns its scores and its row of the results file.
-    """
-    import numpy as np
-    import torch
-
-    from prefilter_common.evaluation import Scored, model_row
-    from prefilter_common.metrics import latency_summary
-    from prefilter_common.scoring import Scorer, time_single_articles
-    from prefilter_common.validation import prediction_rows
-
-    scorer = Scorer.load(directory, engine=args.engine)
-    contract = scorer.contract
-    model = Scored(
-        scores=scorer.score_together(data.test, args.batch_size),
-        n_tokens=np.array([len(ids) for ids in scorer.tokenizer.encode(data.test)]),
-        max_length=contract.max_length,
-        temperature=contract.temperature,
-        thresholds=operating_points(directory, scorer, data.val, args),
-        traffic=scorer.score_together(data.traffic, args.batch_size) if data.traffic else None,
+    audit = read_audit(args.audited) if args.audited else None
+    data = Data(
+        test=loaded["test"],
+        train=loaded.get("train"),
+        val=loaded.get("val") if args.val_data else None,
+        traffic=loaded.get("traffic"),
+        beside=loaded.get("val"),
+        audit=audit,
     )
-    if not is_main_process():
-        wait_for_all()  # of several processes one times and the others keep still
-    tokenize, forward = time_single_articles(scorer, spread_by_length(data.test, args.latency_samples))
-    if is_main_process():
-        wait_for_all()
-    latency = latency_summary(tokenize + forward)
-    row = {
-        **model_row(data.test, model, args.seed),
-        **{f"{name}_inference_ms": latency[f"{name}_ms"] for name in ("avg", "p50", "p95")},
-        "latency_articles": len(forward),
-        "cpu_benchmark_ms": cpu_benchmark_ms(directory),
-        "n_articles": len(data.test),
-        "engine": scorer.engine.name,
-        "device": str(getattr(scorer.engine, "device", "cpu")),
-        "max_length": contract.max_length,
-    }
-    if is_main_process():
-        path = args.output / "predictions" / f"{directory.name}.jsonl"
-        write_json_lines(path, prediction_rows(data.test, model.scores))
-    del scorer
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return model, row
+    return data, {**files, **({"audited": args.audited} if audit else {})}
 
 
-def operating_points(
-    directory: Path, scorer: "Scorer", val: list[Article] | None, args: argparse.Namespace
-) -> dict[str, float]:
-    """The model's thresholds by name, chosen on its validation articles and written into its prefilter.json.
-
-    Only what the contract has where there are no validation scores. A directory without prefilter.json, as earlier
-    scripts wrote them, is left as it is.
-    """
-    from prefilter_common.contract import CONTRACT_FILE, Contract
-    from prefilter_common.evaluation import labels_of
-    from prefilter_common.operating_points import DEFAULT, choose_thresholds, read_validation
-
-    contract = scorer.contract
-    validation = read_validation(directory)
-    if validation is None and val:
-        validation = labels_of(val), scorer.score_together(val, args.batch_size)
-    if validation is None:
-        return dict(contract.thresholds)
-    thresholds = {DEFAULT: contract.thresholds[DEFAULT], **choose_thresholds(*validation, args.target_precision)}
-    path = directory / CONTRACT_FILE
-    if is_main_process() and thresholds != contract.thresholds and path.is_file():
-        try:
-            # The limits of a first pass were chosen for the thresholds of before; the benchmark chooses new ones.
-            replace(Contract.load(path), thresholds=thresholds, two_pass=None).save(directory)
-        except OSError as error:
-            log.warning(f"{directory}: operating points not written back ({error.strerror})")
-    return thresholds
-
-
-def compare(
-    data: Data, models: dict[str, "Scored"], rows: dict[str, dict], args: argparse.Namespace
-) -> tuple[dict, dict[str, list[dict]]]:
-    """The sections of the results file that concern several models, and each model's worst errors with their texts.
-
-    Adds ``floor`` to the rows; writes the review queues.
-    """
-    from prefilter_common import evaluation
-    from prefilter_common.choice import choose
-    from prefilter_common.comparison import compare_with_best
-
-    labels, f1 = evaluation.labels_of(data.test), {name: rows[name]["f1"] for name in models}
-    decisions = {name: model.decisions for name, model in models.items()}
-    baseline = evaluation.baseline_row(data.train, data.test, args.seed) if data.train else None
-    for name in models:
-        floor = baseline and evaluation.against_floor(labels, decisions[name], baseline[1], args.seed)
-        rows[name]["floor"] = floor
-    integrity = evaluation.integrity_section(data.train, data.test, models) if data.train else None
-    traffic = None
-    if data.traffic and models:
-        pair = args.traffic_models if set(args.traffic_models or ()) <= set(models) else ()
-        traffic, queues = evaluation.traffic_section(data.traffic, data.test, models, pair)
-        for name, queue in queues.items():
-            write_json_lines(args.output / f"review_queue_{name}.jsonl", queue)
-    choice = choose({name: choosable(rows[name]) for name in models})
-    choice["cautions"] += evaluation.traffic_cautions(choice, traffic)
-    sections = {
-        "_settings": {"target_precision": args.target_precision, "seed": args.seed},
-        "_test": {"n_articles": len(labels), "n_commerce": int(labels.sum())},
-        "_baseline": baseline and baseline[0],
-        "_comparison": compare_with_best(labels, decisions, f1, args.seed),
-        "_integrity": integrity,
-        "_traffic": traffic,
-        "_choice": choice,
-        "_warnings": evaluation.warnings_of(integrity, traffic, models),
-    }
-    return sections, {name: evaluation.worst_errors(data.test, model) for name, model in models.items()}
-
-
-def choosable(row: dict) -> dict:
-    """What the choice depends on."""
-    return {
-        "operating_points": row["operating_points"],
-        "cpu_ms": row["cpu_benchmark_ms"],
-        "beats_floor": row["floor"] and row["floor"]["beats"],
-    }
-
-
-def cpu_benchmark_ms(directory: Path) -> float | None:
-    """Mean milliseconds an article on the CPU, from the benchmark's file; None where there is none that can be read."""
-    try:
-        return float(json.loads((directory / "cpu_benchmark.json").read_text(encoding="utf-8"))["avg_ms"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def options_of(args: argparse.Namespace) -> Options:
+    """How to evaluate."""
+    return Options(
+        output=args.output,
+        engine=args.engine,
+        batch_size=args.batch_size,
+        latency_samples=args.latency_samples,
+        target_precision=args.target_precision,
+        traffic_models=args.traffic_models and tuple(args.traffic_models),
+        seed=args.seed,
+        prevalence=tuple(args.prevalence),
+        costs={"per_article": args.cost_per_article, "of_blocking": args.cost_of_blocking}
+        if args.cost_per_article
+        else None,
+        audit=(args.audit[0], args.audit[-1]) if args.audit else None,
+    )
 
 
 if __name__ == "__main__":

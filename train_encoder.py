@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Fine-tune an encoder to tell commerce from journalism.
 
-Any Hugging Face encoder serves: DistilBERT, MiniLM, XLM-R by hub name, a directory, or the packaged encoder (the
+Any Hugging Face encoder works: DistilBERT, MiniLM or XLM-R by hub name, a directory, or the packaged encoder (the
 default), which needs no model hub. Writes one model directory, complete or not at all: the checkpoint, prefilter.json
-(how to feed it, and its temperature), validation_predictions.jsonl (from which evaluation chooses thresholds),
+(how to feed it, and its temperature), validation_predictions.jsonl (on which evaluation chooses thresholds),
 training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
 
     python train_encoder.py --learning-rate 1e-4
@@ -17,10 +17,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from prefilter_common.cli import HelpFormatter, configure_logging, exit_code
-from prefilter_common.packaged_encoder import PACKAGED_ENCODER
-from prefilter_common.recipe import Recipe, add_training_arguments
-from prefilter_common.training_run import train_model_directory
+from prefilter_common.cli import Parser, configure_logging, exit_code
+from prefilter_common.models.directory import require_model_output
+from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
+from prefilter_common.training.recipe import Recipe, add_training_arguments
+from prefilter_common.training.run import Job, train_model_directory
 
 DEFAULTS = Recipe()
 
@@ -29,15 +30,18 @@ def main(argv: list[str] | None = None) -> int:
     """Fine-tune every weight of the encoder. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
-    train_model_directory(args, argv, Recipe.from_args(args, DEFAULTS))
+    require_model_output(args.output, args.overwrite, [args.data_dir, Path(args.model)])
+    train_model_directory(Job.from_args(args), Recipe.from_args(args, DEFAULTS), argv)
     return 0
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``output`` defaults to a folder under models/ named after the model."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
-    parser.add_argument("--model", default=PACKAGED_ENCODER, help="hub name or directory of an encoder")
-    parser.add_argument("--output", type=Path, help="model directory to write, if not models/ plus the model's name")
+    parser = Parser(__doc__)
+    parser.add_argument("--model", default=PACKAGED_ENCODER, help="hub name or directory of the encoder to fine-tune")
+    parser.add_argument(
+        "--output", type=Path, help="model directory to write (default: models/ followed by the model's name)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in --output")
     add_training_arguments(parser, DEFAULTS)
     args = parser.parse_args(argv)

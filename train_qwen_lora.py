@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Fine-tune Qwen2.5-0.5B with a LoRA adapter to tell commerce from journalism.
 
-The base model stays as it is; low-rank updates of its attention projections and a two-label head are trained
-(LoRA: Hu et al. 2021, https://arxiv.org/abs/2106.09685). Writes one model directory, complete or not at all: adapter
-and head, tokenizer, prefilter.json (how to feed it, and its temperature), validation_predictions.jsonl (from which
-evaluation chooses thresholds), training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
---merge also writes <output>-merged, a plain checkpoint that needs neither base nor PEFT.
+The base model stays frozen; low-rank updates of its attention projections and a two-label head are trained (LoRA: Hu et
+al. 2021, https://arxiv.org/abs/2106.09685). Writes one model directory, complete or not at all: adapter and head,
+tokenizer, prefilter.json (how to feed it, and its temperature), validation_predictions.jsonl (on which evaluation
+chooses thresholds), training_metrics.json (curve and speed), run.json (provenance), README.md (model card). --merge
+also writes <output>-merged, a plain checkpoint that needs neither base nor PEFT.
 
     python train_qwen_lora.py --output models/qwen-lora --data-dir splits
     python train_qwen_lora.py --batch-size 4 --gradient-accumulation-steps 2
@@ -15,44 +15,48 @@ Progress goes to stderr; the last line on stdout is one JSON object with the val
 """
 
 import argparse
-import json
-import shutil
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prefilter_common.cli import (
-    HelpFormatter,
-    InputError,
-    configure_logging,
-    exit_code,
-    fraction,
-    is_main_process,
-    positive_int,
-)
-from prefilter_common.files import check_free, new_directory, write_text
-from prefilter_common.recipe import Recipe, add_training_arguments
-from prefilter_common.report import model_card
-from prefilter_common.training_run import train_model_directory
+from prefilter_common.cli import Parser, configure_logging, exit_code, fraction, whole_number
+from prefilter_common.errors import InputError
+from prefilter_common.files import new_directory
+from prefilter_common.models.directory import copy_records, require_model_output
+from prefilter_common.processes import is_main_process
+from prefilter_common.training.recipe import Recipe, add_training_arguments
+from prefilter_common.training.run import Job, train_model_directory
 
 if TYPE_CHECKING:
-    from prefilter_common.checkpoints import Checkpoint
+    from prefilter_common.models.checkpoints import Checkpoint
 
 DEFAULTS = Recipe(batch_size=8, learning_rate=1e-4, cuda_precision="bf16")
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """The hyperparameters of LoRA."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    target_modules: list[str]
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Fine-tune an adapter, merge it where asked. Returns the exit code."""
+    """Fine-tune an adapter, and merge it where asked. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
     if isinstance(args.merge, Path):
         merge(args.merge, args.overwrite)
         return 0
-    if args.merge:
-        check_free(merged_name(args.output), args.overwrite)
-    train_model_directory(args, argv, Recipe.from_args(args, DEFAULTS), adapt=partial(with_lora, args=args))
+    for output in [args.output, merged_name(args.output)] if args.merge else [args.output]:
+        require_model_output(output, args.overwrite, [args.data_dir, Path(args.model)])
+    adapter = Adapter(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
+    adapt = partial(with_lora, adapter=adapter)
+    train_model_directory(Job.from_args(args), Recipe.from_args(args, DEFAULTS), argv, adapt)
     if args.merge and is_main_process():
         merge(args.output, args.overwrite)
     return 0
@@ -60,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--model", default="Qwen/Qwen2.5-0.5B", help="hub name or directory of a Qwen2 base model")
     parser.add_argument("--output", type=Path, default=Path("models/qwen-lora"), help="model directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace finished models")
@@ -70,29 +74,43 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         const=True,
         metavar="DIR",
-        help="also write <output>-merged; with DIR, a finished adapter: train nothing, write <DIR>-merged",
+        help="also write <output>-merged; with the DIR of a finished adapter, train nothing and write <DIR>-merged",
     )
     add_training_arguments(parser, DEFAULTS)
     lora = parser.add_argument_group("adapter")
-    lora.add_argument("--lora-rank", type=positive_int, default=16, metavar="N", help="rank of the weight updates")
-    lora.add_argument("--lora-alpha", type=positive_int, default=32, metavar="N", help="their scale times the rank")
-    lora.add_argument("--lora-dropout", type=fraction, default=0.1, metavar="N", help="dropout on their input")
     lora.add_argument(
-        "--lora-target-modules", nargs="+", default=["q_proj", "v_proj"], metavar="NAME", help="layers that get one"
+        "--lora-rank", type=whole_number(1, 1024), default=16, metavar="N", help="rank of the weight updates"
+    )
+    lora.add_argument(
+        "--lora-alpha",
+        type=whole_number(1, 4096),
+        default=32,
+        metavar="N",
+        help="scale of the updates, times their rank",
+    )
+    lora.add_argument(
+        "--lora-dropout", type=fraction, default=0.1, metavar="F", help="dropout on the input of the updates, 0 to 1"
+    )
+    lora.add_argument(
+        "--lora-target-modules",
+        nargs="+",
+        default=["q_proj", "v_proj"],
+        metavar="NAME",
+        help="names of the layers to update",
     )
     return parser.parse_args(argv)
 
 
-def with_lora(checkpoint: "Checkpoint", args: argparse.Namespace) -> "Checkpoint":
-    """Freeze the base model; add the adapter and a head that are trained."""
+def with_lora(checkpoint: "Checkpoint", adapter: Adapter) -> "Checkpoint":
+    """Freeze the base model and add a trainable adapter and head. Raises InputError for unknown layers."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
         task_type=TaskType.SEQ_CLS,
-        r=args.lora_rank,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=args.lora_target_modules,
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        target_modules=adapter.target_modules,
         revision=checkpoint.contract.base_revision,
     )
     try:
@@ -102,22 +120,18 @@ def with_lora(checkpoint: "Checkpoint", args: argparse.Namespace) -> "Checkpoint
 
 
 def merge(adapter: Path, overwrite: bool) -> None:
-    """Write ``<adapter>-merged``: base and adapter added up in float32, a plain checkpoint with the same records."""
-    from prefilter_common.checkpoints import load_checkpoint
-    from prefilter_common.operating_points import VALIDATION_FILE
+    """Write ``<adapter>-merged``: base plus adapter in float32, a plain checkpoint with the same records."""
+    from prefilter_common.models.checkpoints import load_checkpoint
 
     if not (adapter / "adapter_config.json").is_file():
-        raise InputError(f"{adapter}: holds no adapter_config.json, so no adapter; name a directory that does")
+        raise InputError(f"{adapter}: contains no adapter_config.json, so no adapter; name a directory that does")
     target = merged_name(adapter)
+    require_model_output(target, overwrite, [adapter])
+    checkpoint = load_checkpoint(adapter)
+    require_model_output(target, overwrite, [Path(checkpoint.contract.base_model or adapter)])
     with new_directory(target, overwrite) as directory:
-        checkpoint = load_checkpoint(adapter)
         checkpoint.save(directory)
-        records = [adapter / name for name in ("training_metrics.json", "run.json", VALIDATION_FILE)]
-        if all(record.is_file() for record in records):  # an earlier script's adapter has none
-            for record in records:
-                shutil.copy(record, directory)
-            metrics, run = (json.loads(record.read_text(encoding="utf-8")) for record in records[:2])
-            write_text(directory / "README.md", model_card(target.as_posix(), checkpoint.contract, metrics, run))
+        copy_records(adapter, directory, target.as_posix(), checkpoint.contract)
 
 
 def merged_name(adapter: Path) -> Path:

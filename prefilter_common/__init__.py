@@ -1,1 +1,10 @@
-"""What the commerce prefilter's scripts share; one noun a module."""
+"""What the four scripts share, in rooms. Imports go down this list only, and a test holds them to it:
+
+articles errors cli files processes runinfo      the record; plumbing
+models/       what a model directory holds
+statistics/   arrays in, numbers out
+scoring/      articles in, P(commerce) out
+training/     articles and a base model in, a model directory out
+evaluation/   model directories and labelled articles in, results and a choice out
+benchmark/    a model directory and articles in, the cheapest faithful way to run it out
+"""

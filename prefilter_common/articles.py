@@ -1,12 +1,19 @@
-"""The article record: read it from JSON Lines, validate it, turn it into the text that a model reads."""
+"""The article: read it from JSON Lines, validate it, turn it into the text that a model reads."""
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from prefilter_common.cli import InputError
+import numpy as np
+
+from prefilter_common.errors import InputError
+from prefilter_common.files import parse_json
+
+log = logging.getLogger(__name__)
 
 JOURNALISM, COMMERCE = 0, 1
 LABEL_NAMES = ("journalism", "commerce")
@@ -29,7 +36,7 @@ class Article:
 
     @classmethod
     def from_record(cls, record: Any, require_label: bool = False) -> "Article":
-        """Check one decoded JSON object. Raises ValueError with what is wrong and what to do."""
+        """Check one decoded JSON object. Raises ValueError with the problem and the fix."""
         if not isinstance(record, dict):
             raise ValueError(f"expected a JSON object, got {_shown(record)}")
         extra = dict(record)
@@ -41,18 +48,18 @@ class Article:
         label = extra.pop("label", None)
         if label is None and require_label:
             raise ValueError('"label" is missing; add 0 (journalism) or 1 (commerce)')
-        # bool is an int to Python, but true/false in a file means that its writer had another format in mind.
+        # bool is an int in Python, but true or false in a file means that its writer had another format in mind.
         if label is not None and (type(label) is not int or label not in (JOURNALISM, COMMERCE)):
             raise ValueError(f'"label" is {_shown(label)}; it must be 0 (journalism) or 1 (commerce)')
         score = extra.pop("commerce_score", None)
         if score is not None and (type(score) not in (int, float) or not 0 <= score <= 10):
-            raise ValueError(f'"commerce_score" is {_shown(score)}; it must be a number from 0 to 10, or be left out')
+            raise ValueError(f'"commerce_score" is {_shown(score)}; it must be a number from 0 to 10, or left out')
         names = {key: _name(extra.pop(key, None)) for key in ("id", "language", "source")}
         return cls(title=title, content=content, label=label, commerce_score=score, extra=extra, **names)
 
 
 def format_input(article: Article) -> str:
-    """The text that every model was trained on and is asked about."""
+    """The text that every model reads, in training and in production."""
     return INPUT_FORMAT.format(title=article.title, content=article.content)
 
 
@@ -62,9 +69,9 @@ def read_articles(path: str | Path, require_labels: bool = False) -> Iterator[Ar
     A byte order mark, CRLF and blank lines are accepted. An article without an id gets ``line-N``.
 
     Raises:
-        InputError: no such file, no articles, or bad lines. Bad lines are passed over until the end, so that one
-            error counts them all and names the first ten; a caller that must not act on a bad file reads it whole
-            first (``load_articles``).
+        InputError: no such file, no articles, or bad lines. Bad lines are skipped until the end, so that one error
+            counts them all and names the first ten; a caller that must not act on a bad file reads all of it first
+            (``load_articles``).
     """
     path = Path(path)
     seen, bad, errors = 0, 0, []
@@ -90,14 +97,27 @@ def read_articles(path: str | Path, require_labels: bool = False) -> Iterator[Ar
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
     if bad:
         more = f"; and {bad - len(errors)} more" if bad > len(errors) else ""
-        raise InputError(f"{path}: {bad} of {seen} lines are bad, mend or delete them: {'; '.join(errors)}{more}")
+        raise InputError(f"{path}: {bad} of {seen} lines are bad, fix or delete them: {'; '.join(errors)}{more}")
     if not seen:
-        raise InputError(f"{path}: holds no articles; expected one JSON object a line")
+        raise InputError(f"{path}: contains no articles; expected one JSON object per line")
 
 
 def load_articles(path: str | Path, require_labels: bool = False) -> list[Article]:
-    """All articles of a file, or an InputError before any of them is used."""
-    return list(read_articles(path, require_labels))
+    """All articles of a file, or an InputError before any of them is used.
+
+    Ids that occur twice are an error where labels are needed, since predictions and splits are told apart by them;
+    elsewhere a warning, since a feed repeats itself.
+    """
+    articles = list(read_articles(path, require_labels))
+    twice = [str(id) for id, n in Counter(article.id for article in articles).items() if n > 1]
+    if twice:
+        more = f" and {len(twice) - MAX_ERRORS_NAMED} more" if len(twice) > MAX_ERRORS_NAMED else ""
+        named = ", ".join(id[:80] for id in twice[:MAX_ERRORS_NAMED])
+        message = f"{path}: ids occur more than once: {named}{more}"
+        if require_labels:
+            raise InputError(f"{message}; give each article its own, or none")
+        log.warning(message)
+    return articles
 
 
 def load_split(data_dir: str | Path, name: str) -> list[Article]:
@@ -106,9 +126,9 @@ def load_split(data_dir: str | Path, name: str) -> list[Article]:
     if not path.is_file():
         raise InputError(f"{path}: no such split; --data-dir needs train.jsonl and val.jsonl")
     articles = load_articles(path, require_labels=True)
-    labels = {article.label for article in articles}
+    labels = np.unique(labels_of(articles))
     if len(labels) < 2:
-        raise InputError(f"{path}: every article is {LABEL_NAMES[labels.pop()]}; both labels are needed")
+        raise InputError(f"{path}: every article is {LABEL_NAMES[labels[0]]}; both labels are needed")
     return articles
 
 
@@ -116,6 +136,18 @@ def split_beside(path: Path, name: str) -> Path | None:
     """The file of another split, ``name.jsonl``, in the folder of ``path``; None where there is none."""
     beside = path.with_name(f"{name}.jsonl")
     return beside if beside.is_file() and beside != path else None
+
+
+def labels_of(articles: Sequence[Article]) -> np.ndarray:
+    """(n,) 0 or 1."""
+    return np.array([article.label for article in articles])
+
+
+def capped(articles: Sequence[Article], limit: int | None) -> Sequence[Article]:
+    """At most ``limit`` articles, evenly spaced, so that a file sorted by label still gives both."""
+    if limit is None or limit >= len(articles):
+        return articles
+    return [articles[i * len(articles) // limit] for i in range(limit)]
 
 
 def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:
@@ -127,13 +159,13 @@ def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:
 
 def _parse_line(line: bytes, number: int, require_label: bool) -> Article:
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = parse_json(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON at column {error.colno} ({error.msg})") from None
-    except RecursionError:
-        raise ValueError("invalid JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise ValueError(f"invalid JSON ({error})") from None
     if isinstance(record, dict) and record.get("id") is None:
         record["id"] = f"line-{number}"
     return Article.from_record(record, require_label)
@@ -142,10 +174,10 @@ def _parse_line(line: bytes, number: int, require_label: bool) -> Article:
 def _text(value: Any, key: str) -> str:
     if value is None:
         alias = ' (or "text")' if key == "content" else ""
-        raise ValueError(f'"{key}"{alias} is missing; add it, "" if there is none')
+        raise ValueError(f'"{key}"{alias} is missing; add it, or "" if there is none')
     if not isinstance(value, str):
         raise ValueError(f'"{key}" is {_shown(value)}; it must be a string')
-    # Half a surrogate pair, legal as a JSON escape, can be neither tokenised nor written back as UTF-8.
+    # Half a surrogate pair is a legal JSON escape, but can be neither tokenised nor written back as UTF-8.
     return value.encode("utf-8", "replace").decode("utf-8")
 
 

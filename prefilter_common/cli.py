@@ -1,86 +1,215 @@
-"""What the four scripts' command lines share: exit codes, logging, argument types."""
+"""What all command lines share: parsing, exit codes, logging, aligned tables, and what may reach a terminal."""
 
 import argparse
 import logging
+import math
 import os
+import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
 
+from prefilter_common.errors import InputError, RunError, Stopped
+from prefilter_common.processes import is_main_process
 
-class InputError(Exception):
-    """Bad arguments or bad input. The message names the place and the mend; the script exits with 2."""
+log = logging.getLogger(__name__)
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """Keeps the docstring's lines and adds each option's default to its help."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
+        default = action.default
+        if default is None or default is False or default == argparse.SUPPRESS:  # 0 is a default like any other
             return action.help
-        return f"{action.help} (default: {action.default})"
+        shown = " ".join(map(str, default)) if isinstance(default, (list, tuple)) else default
+        return f"{action.help} (default: {shown})"
+
+
+class Parser(argparse.ArgumentParser):
+    """The docstring as help, one line for a bad argument, and ``--debug``, which every script takes."""
+
+    def __init__(self, description: str | None = None, **options: Any):
+        super().__init__(description=description, **{"formatter_class": HelpFormatter, **options})
+        self.add_argument("--debug", action=_Debug, nargs=0, help="log the traceback of an error as well")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise InputError; argparse would print its usage first, up to ten lines of it."""
+        raise InputError(f"{message} (--help lists the arguments)")
+
+
+class _Debug(argparse.Action):
+    """Logs at the level at which tracebacks are; it leaves nothing in the namespace."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
+        super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, *_: object) -> None:
+        logging.getLogger("prefilter_common").setLevel(logging.DEBUG)
 
 
 def exit_code(main: Callable[[], int]) -> int:
     """Call a script's ``main`` and turn its outcome into an exit code.
 
-    Returns what ``main`` returns (0 done, 1 partly failed), 2 after an InputError, 130 after Ctrl-C. Any other
-    exception propagates: Python prints the traceback and exits with 1.
+    Returns what ``main`` returns (0 done, 1 partly failed), 2 after an InputError, 130 after Ctrl-C, 143 after SIGTERM,
+    129 after SIGHUP, and 1 after any other exception. Each is one line on stderr, with the exception's notes, which say
+    what is left behind; ``--debug`` adds the traceback.
     """
+    logging.getLogger("prefilter_common").setLevel(logging.NOTSET)
     for stream in (sys.stdout, sys.stderr):
-        # A Windows console or a pipe there is not UTF-8 by default, and titles are in any script.
+        # The Windows console, and a pipe there, is not UTF-8 by default, and titles come in any script.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
     try:
-        return main()
+        with _signals_as_exceptions():
+            return main()
     except InputError as error:
-        if is_main_process():  # all processes of a job read the same input
-            print(f"error: {error}", file=sys.stderr)
+        if is_main_process():  # every process of a job reads the same input
+            _print_end("error", str(error))
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written that another script would take for finished", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Stopped) as stop:
+        _print_end("interrupted", *getattr(stop, "__notes__", ["no unfinished output was left behind"]))
+        return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
+    except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            _discard_stdout()
+        _print_end("error", summary_of(error), *getattr(error, "__notes__", []))
+        return 1
+
+
+def _print_end(kind: str, *parts: str) -> None:
+    """One line on stderr, and below it the traceback where ``--debug`` asked for it."""
+    with suppress(OSError):  # stderr may be closed or on a full disk, and the exit code must still be right
+        print(f"{kind}: {printable('; '.join(parts))}", file=sys.stderr)
+        log.debug("", exc_info=True)
+
+
+def summary_of(error: BaseException) -> str:
+    """What happened, on one line: the message if it is ours, a file and the system's words, else type and message."""
+    if isinstance(error, (InputError, RunError)):
+        return str(error)
+    if isinstance(error, BrokenPipeError):
+        return "whatever read the output has stopped reading (broken pipe)"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    what = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{what} (--debug shows the traceback)"
+
+
+def _discard_stdout() -> None:
+    """Let Python flush what is buffered into nothing when it exits: it would fail again, and say so at length."""
+    with suppress(OSError, ValueError):  # in a test, stdout is not a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may show it: control characters, line ends and direction overrides as escapes.
+
+    Names, ids, titles and languages come from elsewhere, and could otherwise forge a table row or hide one.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what is unfinished is cleared away."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise Stopped(signum)
+
+    earlier = {}
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        signum = getattr(signal, name, None)
+        # nohup has SIGHUP ignored, and that must stay so.
+        if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
+            earlier[signum] = signal.signal(signum, stop)
+    try:
+        yield
+    finally:
+        for signum, handler in earlier.items():
+            signal.signal(signum, handler)
 
 
 def configure_logging() -> None:
-    """Log whole lines to stderr, and keep the libraries' bars and notices out of them. Stdout is left to results.
+    """Log whole lines to stderr and silence the libraries' bars and notices; stdout is for results only.
 
-    To be called before transformers is imported: its bars and those of datasets do not ask whether they are on a
-    terminal, and are switched off by what the environment says at import.
+    Call it before transformers is imported: its progress bars, and those of datasets, ignore whether they are on a
+    terminal and read their switches from the environment at import.
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     level = logging.INFO if is_main_process() else logging.ERROR
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr, force=True)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.raiseExceptions = False  # a full disk or a closed terminal is no reason to stop
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries talking to each other
+    warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' messages to each other
 
 
-def is_main_process() -> bool:
-    """Whether this process writes and prints: the first of a torchrun or accelerate job, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
+class _Formatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
+def whole_number(low: int, high: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from ``low`` to ``high``."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+# Beyond these a slip of the keyboard is likelier than a wish, and the libraries fail in words of their own.
+count = whole_number(1, 1_000_000)
+batch_size = whole_number(1, 4096)
+threads = whole_number(1, 1024)
+# The special tokens and a few of the article's own.
+max_length = whole_number(8, 1_000_000)
+seed = whole_number(0, 2**32 - 1)  # what NumPy takes
 
 
 def positive_float(text: str) -> float:
     """An argparse type: a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number above 0")
     return value
 
 
 def fraction(text: str) -> float:
-    """An argparse type: a number from 0 up to, not including, 1."""
-    value = float(text)
+    """An argparse type: a number from 0 up to, but not including, 1."""
+    value = _number(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not in [0, 1)")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first one the header, as aligned text: first column left, the others right."""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])

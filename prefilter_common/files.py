@@ -1,141 +1,249 @@
-"""Files and directories that appear complete or not at all."""
+"""Files and directories that appear complete or not at all, and the checks that spare hours of work for nothing."""
 
+import ctypes
 import json
 import os
+import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
+from filelock import FileLock, Timeout
 
-from prefilter_common.cli import InputError
+from prefilter_common.errors import InputError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a temporary neighbour, then rename it into place."""
+    """``write_bytes`` of the text in UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write to a temporary file beside ``path``, then rename it into place. A link is written through."""
+    path = _resolved(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:
-        partial.write_text(text, encoding="utf-8", newline="\n")
+        with partial.open("xb") as file:
+            file.write(content)
         partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write indented JSON; NaN and infinity raise ValueError, since other languages' parsers refuse them."""
+    """Write indented JSON. Raises ValueError for NaN and infinity, which other languages' parsers reject."""
     write_text(path, json.dumps(data, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write one compact JSON object a line."""
+    """Write one compact JSON object per line."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows))
+
+
+def parse_json(text: str) -> Any:
+    """Decode JSON. Raises ValueError for what is not JSON, is nested too deeply, or has a key twice in one object."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {json.dumps(twice)[:40]} occurs twice in one object")
+    return found
 
 
 @contextmanager
 def new_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A directory to fill, renamed to ``target`` when the block ends well and deleted when it does not.
+    """A directory to fill, which becomes ``target`` when the block succeeds and is deleted when it fails.
 
-    The name starts with a dot, which the scripts that list models pass over, so a killed run leaves nothing that
-    looks finished; the next run to the same target clears it away. Raises InputError when the target exists and is
-    not to be overwritten, cannot be created, or is being written by another process.
+    An old one is exchanged for it in one step where the system can. Its name starts with a dot, and whatever lists
+    models skips those, so a killed run leaves nothing that looks finished; the next run to the same target removes it.
+
+    Raises:
+        InputError: the target exists and must not be overwritten, cannot be created, or is being written by another
+            process.
+        OSError: the complete directory could not be moved into place; a note says where it is.
     """
-    target = Path(target)
-    check_free(target, overwrite)
-    partial = partial_name(target)
-    owner = _claim(partial, target, keep=False)
-    try:
-        yield partial
-        owner.unlink()
-        _move_into_place(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    require_free(target, overwrite)
+    target, partial = _resolved(target), partial_name(target)
+    with _lock(target):
+        with _named_errors(target):
+            _finish_exchange(partial, target)
+            require_free(target, overwrite)
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+        try:
+            yield partial
+            _follow_umask(partial)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        try:
+            _move_into_place(partial, target, overwrite)
+        except OSError as error:
+            error.add_note(f"the complete output is in {partial}: rename it to {target.name}")
+            raise
 
 
 @contextmanager
 def kept_directory(target: Path) -> Iterator[Path]:
-    """The hidden neighbour of ``target``, for this process alone; what is in it afterwards is kept for the next run.
+    """A hidden directory beside ``target``, for this process alone; its content is kept for the next run.
 
-    Raises InputError when it cannot be created or another process has it.
+    Raises InputError when it cannot be created or another process holds it.
     """
-    partial = partial_name(target)
-    owner = _claim(partial, target, keep=True)
+    target, partial = _resolved(target), partial_name(target)
+    with _lock(target):
+        with _named_errors(target):
+            partial.mkdir(exist_ok=True)
+            # In a shared folder a stranger may have made it, to have a file of ours overwritten.
+            if partial.is_symlink() or any(path.is_symlink() for path in partial.iterdir()):
+                raise InputError(f"{partial}: is a link, or contains one; delete it")
+        try:
+            yield partial
+        finally:
+            with suppress(OSError):  # not empty
+                partial.rmdir()
+
+
+@contextmanager
+def _lock(target: Path) -> Iterator[None]:
+    """Keep other processes from writing ``target``, those in other containers on the same file system too.
+
+    The system releases the lock of a process that dies.
+    """
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:
-        yield partial
+        with _named_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"{target}: another process is writing it; wait, or name another output") from None
+    try:
+        yield
     finally:
-        owner.unlink(missing_ok=True)
-        with suppress(OSError):  # not empty
-            partial.rmdir()
+        with suppress(OSError):  # Windows deletes no open file
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
-def _claim(partial: Path, target: Path, keep: bool) -> Path:
-    """Make ``partial`` this process's, with what a dead one left there or without. Returns the file that says so."""
-    owner = partial / "pid"
+@contextmanager
+def _named_errors(target: Path) -> Iterator[None]:
     try:
-        if _is_alive(owner):
-            raise InputError(f"{target}: process {owner.read_text()} is writing it; wait, or name another output")
-        if partial.exists() and not keep:
-            shutil.rmtree(partial)
-        partial.mkdir(parents=True, exist_ok=True)
-        owner.write_text(str(os.getpid()))
+        yield
+    except Timeout:
+        raise
     except OSError as error:
-        raise InputError(f"{target}: cannot be created ({error.strerror}); name another output") from None
-    return owner
+        path = Path(error.filename or target)
+        where = "" if path.name == target.name else f"{path.name}: "
+        raise InputError(f"{target}: cannot be created ({where}{error.strerror}); name another output") from None
 
 
-def _is_alive(owner: Path) -> bool:
-    """Whether the process runs that wrote its id into ``owner``.
+def require_free(target: Path, overwrite: bool = False) -> None:
+    """Raise InputError where ``new_directory`` would refuse ``target``; call it before hours of work."""
+    with _named_errors(target):
+        if target.exists() and not target.is_dir():
+            raise InputError(f"{target}: is a file; name a directory")
+        if target.exists() and not overwrite and any(target.iterdir()):
+            raise InputError(f"{target}: already exists; pass --overwrite to replace it, or another --output")
+    _require_writable(target)
 
-    One that has started since then only has the same id: in a container every run may have the id 1.
+
+def require_files(*paths: Path) -> None:
+    """Raise InputError unless each can be written, in place of a file or as a new one; call it before the work."""
+    for path in paths:
+        with _named_errors(path):
+            if path.exists() and not path.is_file():
+                raise InputError(f"{path}: is not a file, and would be replaced by one; name another output")
+        _require_writable(path)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise InputError unless something can be created beside ``path`` under a longer name; leaves nothing behind.
+
+    It is created and removed again: no rule about permissions, links and names would be complete.
     """
-    try:
-        written, process = owner.stat().st_mtime, psutil.Process(int(owner.read_text()))
-        return process.create_time() <= written
-    except (FileNotFoundError, ValueError, psutil.NoSuchProcess):
-        return False
-
-
-def check_free(target: Path, overwrite: bool = False) -> None:
-    """Raise InputError when ``new_directory`` would refuse ``target``, for what comes only after hours of work."""
-    if target.is_file():
-        raise InputError(f"{target}: is a file; name a directory")
-    if target.exists() and not overwrite and any(target.iterdir()):
-        raise InputError(f"{target}: already exists; pass --overwrite to replace it, or another --output")
+    missing: list[Path] = []
+    with _named_errors(path):
+        for link in (path, *path.parents):
+            if link.is_symlink() and not link.exists():
+                raise InputError(f"{link}: is a link to nothing; delete it, or name another output")
+        path = _resolved(path)
+        try:
+            missing = [folder for folder in path.parents if not folder.exists()]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            probe = path.with_name(f".{path.name}.writable")  # longer than any other that is derived from it
+            probe.mkdir(exist_ok=True)
+            probe.rmdir()
+        finally:
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def partial_name(target: Path) -> Path:
     """What ``new_directory`` calls ``target`` while it is being filled."""
+    target = _resolved(target)
     return target.with_name(f".{target.name}.partial")
 
 
-def _move_into_place(partial: Path, target: Path) -> None:
-    if not target.exists():
-        partial.rename(target)
+def _resolved(path: Path) -> Path:
+    """Where a file or directory really is: beside it, not beside a link to it, it can be replaced in one step."""
+    return Path(os.path.realpath(path))
+
+
+def _follow_umask(folder: Path) -> None:
+    """Give files the mode that new ones have here: safetensors writes its own for the owner alone."""
+    mode = folder.stat().st_mode & 0o666  # of a directory that was created without a mode
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+
+
+def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
+    with suppress(OSError):
+        target.rmdir()  # an empty one, which Windows does not replace
+    if not overwrite or not target.exists():
+        partial.rename(target)  # fails where a full one has appeared meanwhile
         return
-    # A full directory cannot be replaced in one call; between these two the old one is whole under its other name.
-    old = target.with_name(f".{target.name}.old")
+    if not _exchange(partial, target):
+        # In between, both are complete under other names, and _finish_exchange puts one in place at the next start.
+        old = _old_name(target)
+        target.rename(old)
+        try:
+            partial.rename(target)
+        except OSError:
+            old.rename(target)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _finish_exchange(partial: Path, target: Path) -> None:
+    """Go on where a process was killed in ``_move_into_place``."""
+    old = _old_name(target)
+    if old.is_dir() and not target.exists():
+        (partial if partial.is_dir() else old).rename(target)
     shutil.rmtree(old, ignore_errors=True)
-    target.rename(old)
-    partial.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
-def model_directories(models_dir: Path, names: Sequence[str] | None = None) -> list[Path]:
-    """The directories under ``models_dir``, by name; only those in ``names`` where given.
+def _old_name(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
 
-    Names that start with a dot are passed over: those are unfinished. Raises InputError.
-    """
-    if not models_dir.is_dir():
-        raise InputError(f"{models_dir}: no such directory; train a model first (python train_encoder.py)")
-    found = sorted(path for path in models_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found:
-        raise InputError(f"{models_dir}: holds no models; train one first (python train_encoder.py)")
-    if names is None:
-        return found
-    missing = set(names) - {path.name for path in found}
-    if missing:
-        there = ", ".join(path.name for path in found)
-        raise InputError(f"{models_dir}: has no {', '.join(sorted(missing))}; it has {there}")
-    return [path for path in found if path.name in names]
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two directories in one step. Returns False where the system or the file system has no such call."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if libc is None or not hasattr(libc, "renameat2"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2  # fcntl.h, linux/fs.h
+    return libc.renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefilter_common.cli import is_main_process
 from prefilter_common.files import new_directory, partial_name
 
 
@@ -14,8 +13,13 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_main_process() -> bool:
+    """Whether this process writes and prints: the first of a job, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
 def wait_for_all() -> None:
-    """Return when every process of the job has come here."""
+    """Return once every process of the job has called this."""
     if process_count() > 1:
         import torch
         from accelerate import PartialState
@@ -25,7 +29,7 @@ def wait_for_all() -> None:
 
 @contextmanager
 def shared_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """``new_directory`` for a job of several processes: the main one makes it, all see it, none leaves early."""
+    """``new_directory`` for a job of several processes: the main one creates it, all see it, none leaves early."""
     if not is_main_process():
         wait_for_all()
         yield partial_name(target)

@@ -4,22 +4,42 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, TypedDict
 
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "scikit-learn", "numpy")
-ENGINE_PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx")  # not needed everywhere
+ENGINE_PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx")  # optional
 
 
-def run_info(argv: Sequence[str] | None, data_files: dict[str, Path]) -> dict:
+class FileFingerprint(TypedDict):
+    """Which data: a file's name, its hash, and its number of non-blank lines."""
+
+    file: str
+    sha256: str
+    rows: int
+
+
+class RunInfo(TypedDict):
+    """What produced a number, as results files keep it."""
+
+    command: str
+    commit: str | None
+    finished: str
+    data: dict[str, FileFingerprint]
+    hardware: dict[str, Any]
+    versions: dict[str, str]
+
+
+def run_info(argv: Sequence[str] | None, data_files: dict[str, Path]) -> RunInfo:
     """Provenance for a results file, as plain JSON values.
 
     Args:
@@ -27,7 +47,7 @@ def run_info(argv: Sequence[str] | None, data_files: dict[str, Path]) -> dict:
         data_files: role ("train", "test", ...) -> the file read.
     """
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]),
+        "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]),
         "commit": commit(),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "data": {role: file_fingerprint(path) for role, path in data_files.items()},
@@ -52,8 +72,8 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def file_fingerprint(path: Path) -> dict:
-    """Name, sha256 and number of non-blank lines of a file, read in constant memory."""
+def file_fingerprint(path: Path) -> FileFingerprint:
+    """Name, sha256 and number of non-blank lines (``rows``) of a file, read in constant memory."""
     digest, rows = hashlib.sha256(), 0
     with Path(path).open("rb") as lines:
         for line in lines:
@@ -62,9 +82,9 @@ def file_fingerprint(path: Path) -> dict:
     return {"file": str(path), "sha256": digest.hexdigest(), "rows": rows}
 
 
-def hardware() -> dict:
+def hardware() -> dict[str, Any]:
     """Processor, threads, memory, and the GPU if there is one."""
-    import torch  # takes seconds, which those who only ask for the memory need not wait
+    import torch  # takes seconds, and callers that only ask for memory do not need it
 
     cuda = torch.cuda.is_available()
     return {
@@ -78,7 +98,7 @@ def hardware() -> dict:
 
 
 def cpu_name() -> str:
-    """The processor's marketing name, where the system tells it."""
+    """The processor's marketing name, where the system reports it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -89,18 +109,15 @@ def cpu_name() -> str:
 
 
 def peak_memory_mib() -> float:
-    """The largest resident memory that this process has had, in MiB."""
+    """The peak resident memory of this process so far, in MiB."""
     try:
-        # What Linux tells through getrusage, a process inherits from the one that started it.
+        # On Linux, getrusage starts from the peak of the process that started this one.
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmHWM:")[1].split()[0]) / 2**10
     except (OSError, IndexError):
         pass
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
-    with suppress(OSError, StopIteration):  # Linux, where getrusage counts what the parent had when it started this
-        status = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM:")) / 2**10
     import resource
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

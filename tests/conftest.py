@@ -2,17 +2,15 @@
 
 import json
 import os
-import sys
+from functools import partial
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
-from transformers import (  # noqa: E402
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
     BertConfig,
     BertModel,
     DistilBertConfig,
@@ -24,10 +22,11 @@ from transformers import (  # noqa: E402
     XLMRobertaForMaskedLM,
 )
 
-from prefilter_common.articles import load_articles  # noqa: E402
-from prefilter_common.checkpoints import load_base_model  # noqa: E402
-from prefilter_common.cli import exit_code  # noqa: E402
+from prefilter_common.articles import load_articles
+from prefilter_common.cli import exit_code
+from prefilter_common.models.checkpoints import load_base_model
 
+ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ROOT / "splits"
 
 CHECKPOINT = {"config.json", "model.safetensors"}
@@ -158,6 +157,8 @@ def data_dir(tmp_path_factory):
 
 
 TRAIN_FLAGS = ["--epochs", "2", "--batch-size", "8", "--max-length", "64", "--learning-rate", "1e-3"]
+# What "auto" stands for depends on the processor.
+TRAIN_FLAGS += ["--precision", "fp32"]
 
 
 @pytest.fixture(scope="session")
@@ -182,3 +183,20 @@ def call(script, argv):
 def write_jsonl(path, records):
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+@pytest.fixture
+def refused(capsys, tmp_path_factory):
+    """``malformed.check_refused`` with its table: ``refused(script, argv, watch, code=2, words="")``."""
+    from malformed import check_refused, table_path
+
+    return partial(check_refused, capsys, table_path(tmp_path_factory.getbasetemp()))
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    from malformed import TABLE
+
+    table = config._tmp_path_factory.getbasetemp() / TABLE
+    if table.is_file():
+        n_rows = len(table.read_text(encoding="utf-8").splitlines())
+        terminalreporter.write_line(f"malformed inputs: {n_rows} refused in one line each, see {table}")

@@ -5,7 +5,7 @@ import pytest
 from conftest import write_jsonl
 
 from prefilter_common.articles import Article, format_input, load_articles, load_split, read_articles
-from prefilter_common.cli import InputError
+from prefilter_common.errors import InputError
 
 GOOD = {"title": "t", "content": "c", "label": 1}
 
@@ -112,3 +112,22 @@ def test_streaming_holds_one_line_at_a_time(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def test_ids_that_occur_twice_are_refused_with_labels_and_reported_without(tmp_path, caplog):
+    lines = [{"id": i, "title": "t", "content": "c", "label": 0} for i in ("a", "b", "a", 1, "1")]
+    path = write_jsonl(tmp_path / "a.jsonl", lines)
+    with pytest.raises(InputError, match=r"a\.jsonl: ids occur more than once: a, 1; give each article its own"):
+        load_articles(path, require_labels=True)
+    assert len(load_articles(path)) == 5
+    assert "a.jsonl: ids occur more than once: a, 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "line", ['{"title": "a", "content": "c", "title": "b"}', '{"title": "t", "x": {"a": 1, "a": 2}}']
+)
+def test_a_key_that_occurs_twice_is_a_bad_line(tmp_path, line):
+    path = tmp_path / "a.jsonl"
+    path.write_text(line, encoding="utf-8")
+    with pytest.raises(InputError, match=r"line 1: invalid JSON .the key .* occurs twice in one object"):
+        load_articles(path)

@@ -4,8 +4,13 @@ from scipy.special import expit
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss
 
-from prefilter_common.calibration import at_temperature, calibration_error, calibration_summary, fit_temperature
-from prefilter_common.calibration import reliability as bins_of
+from prefilter_common.statistics.calibration import (
+    at_temperature,
+    calibration_error,
+    calibration_summary,
+    fit_temperature,
+)
+from prefilter_common.statistics.calibration import reliability as bins_of
 
 
 @pytest.fixture(scope="module")

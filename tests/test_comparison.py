@@ -3,7 +3,14 @@ import pytest
 from scipy.stats import norm
 from sklearn.metrics import f1_score
 
-from prefilter_common.comparison import articles_needed, compare_with_best, holm, mcnemar, paired_f1_difference
+from prefilter_common.statistics.comparison import (
+    articles_needed,
+    compare_with_best,
+    detectable_difference,
+    holm,
+    mcnemar,
+    paired_f1_difference,
+)
 
 
 def test_mcnemar_known_answers():
@@ -31,8 +38,53 @@ def test_the_bootstrap_of_the_difference_is_that_of_whole_articles():
         i = np.concatenate([rng.choice(np.flatnonzero(labels == k), (labels == k).sum()) for k in (0, 1)])
         drawn.append(f1_score(labels[i], a[i]) - f1_score(labels[i], b[i]))
     assert interval == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.02)
-    assert 0 < p < 0.05 and paired_f1_difference(labels, a, a, seed=0) == (0, [0, 0], 1)
+    assert 0 < p < 0.05
     assert paired_f1_difference(labels, a, b, seed=0) == (gap, interval, p)
+
+
+def test_no_difference_seen_is_not_no_difference():
+    labels = np.repeat([0, 1], 30)
+    gap, (low, high), p = paired_f1_difference(labels, labels == 1, labels == 1, seed=0)
+    assert gap == 0 and p > 0.5 and -0.06 < low < -0.01 and 0.01 < high < 0.06
+
+
+def test_95_of_100_intervals_of_the_f1_difference_hold_the_truth(monkeypatch):
+    monkeypatch.setattr("prefilter_common.statistics.comparison.PAIRED_RESAMPLES", 500)
+    rng = np.random.default_rng(2)
+
+    def draw(n):
+        labels = np.repeat([0, 1], [n - 47 * n // 100, 47 * n // 100])
+        luck = rng.random(n)
+        other = np.where(rng.random(n) < 0.5, luck, rng.random(n))  # half of the errors are shared
+        return labels, (labels == 1) ^ (luck < 0.03), (labels == 1) ^ (other < 0.05)
+
+    labels, a, b = draw(1_000_000)
+    truth = f1_score(labels, a) - f1_score(labels, b)
+    intervals = [paired_f1_difference(*draw(190), seed)[1] for seed in range(500)]
+    assert 0.935 <= np.mean([low <= truth <= high for low, high in intervals]) <= 0.985
+
+
+@pytest.mark.parametrize(("only_a", "only_b", "n"), [(3, 3, 300), (15, 12, 1_000), (1, 0, 50)])
+def test_the_difference_that_would_have_been_seen_is_seen_in_80_of_100(only_a, only_b, n):
+    gap = detectable_difference(only_a, only_b, n, alpha=0.025)
+    share = max((only_a + only_b) / n, gap)
+    a, b, _ = np.random.default_rng(0).multinomial(n, [(share + gap) / 2, (share - gap) / 2, 1 - share], 2_000).T
+    found = np.mean([mcnemar(*pair) <= 0.025 for pair in zip(a, b, strict=True)])
+    assert 0.77 < found < 0.84
+    assert detectable_difference(0, 0, 5) == 1
+
+
+def test_better_needs_both_tests_to_favour_the_same_model():
+    """The one with the higher F1 misses no commerce, but is wrong more often on journalism."""
+    labels = np.array([1] * 60 + [0] * 500)
+    eager, careful = labels == 1, labels == 1
+    careful[:30] = False
+    eager[60:105] = True
+    decisions = {"eager": eager, "careful": careful}
+    f1 = {name: f1_score(labels, d) for name, d in decisions.items()}
+    assert f1["eager"] > f1["careful"] and (eager != labels).sum() > (careful != labels).sum()
+    (row,) = compare_with_best(labels, decisions, f1, seed=0)["models"].values()
+    assert not row["best_is_better"] and "careful is right more often" in row["verdict"]
 
 
 def test_as_many_articles_as_are_said_to_be_needed_give_the_power_of_80_percent():

@@ -5,19 +5,22 @@ import shutil
 import sys
 
 import numpy as np
-import onnxruntime.quantization
-import openvino
 import pytest
 from safetensors.torch import load_file, save_file
 
-from prefilter_common import conversion
 from prefilter_common.articles import load_articles
-from prefilter_common.cli import InputError
-from prefilter_common.conversion import RECORD_FILE, convert, is_current
-from prefilter_common.engines import Unavailable
-from prefilter_common.scoring import Scorer
+from prefilter_common.errors import InputError
+from prefilter_common.scoring import conversion
+from prefilter_common.scoring.conversion import ENGINE_FILE, convert, is_current
+from prefilter_common.scoring.engines import EngineName, Unavailable
+from prefilter_common.scoring.scorer import Scorer
 
-NAME = "openvino-fp32"
+pytestmark = pytest.mark.slow
+
+openvino = pytest.importorskip("openvino")
+quantization = pytest.importorskip("onnxruntime.quantization")
+
+NAME = EngineName("openvino", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def articles(data_dir):
 def built(tmp_path_factory, classifiers):
     path = tmp_path_factory.mktemp("built") / "m"
     shutil.copytree(classifiers["minilm"], path)
-    assert convert(path, NAME, None) == path / NAME
+    assert convert(path, NAME, None) == path / str(NAME)
     return path
 
 
@@ -49,7 +52,7 @@ def fail(*args, **kwargs):
 
 @pytest.mark.parametrize(
     ("name", "module", "function"),
-    [(NAME, openvino, "save_model"), ("onnxruntime-int8", onnxruntime.quantization, "quantize_dynamic")],
+    [(NAME, openvino, "save_model"), (EngineName("onnxruntime", "int8"), quantization, "quantize_dynamic")],
 )
 def test_a_conversion_that_fails_leaves_nothing(tmp_path, classifiers, monkeypatch, name, module, function):
     path = shutil.copytree(classifiers["minilm"], tmp_path / "m")
@@ -57,12 +60,12 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path, classifiers, monkeypat
     monkeypatch.setattr(module, function, fail)
     with pytest.raises(RuntimeError, match="no space left"):
         convert(path, name, None)
-    assert contents(path) == before and not (path / name).exists()
+    assert contents(path) == before and not (path / str(name)).exists()
     assert not [entry for entry in path.iterdir() if entry.name.startswith(".")]
 
 
 def test_a_conversion_that_fails_keeps_the_earlier_one(model, monkeypatch):
-    (model / NAME / RECORD_FILE).write_text("{}")
+    (model / str(NAME) / ENGINE_FILE).write_text("{}")
     before = contents(model)
 
     def half(checkpoint, partial, *rest):
@@ -76,14 +79,14 @@ def test_a_conversion_that_fails_keeps_the_earlier_one(model, monkeypatch):
 
 
 def test_the_folder_holds_what_it_should(built):
-    assert {path.name for path in (built / NAME).iterdir()} == {
+    assert {path.name for path in (built / str(NAME)).iterdir()} == {
         "engine.json",
         "model.bin",
         "model.xml",
         "tokenizer.json",
     }
-    record = json.loads((built / NAME / RECORD_FILE).read_text())
-    assert record["engine"] == NAME and record["max_length"] == 64 and record["openvino"] == openvino.__version__
+    record = json.loads((built / str(NAME) / ENGINE_FILE).read_text())
+    assert record["engine"] == str(NAME) and record["max_length"] == 64 and record["openvino"] == openvino.__version__
     assert set(record["source"]) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
 
 
@@ -94,12 +97,12 @@ def test_nothing_is_reported_over_the_network(built):
 
 
 def test_what_is_current_is_not_made_again(model, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in [model / NAME, *(model / NAME).iterdir()]}
+    before = {path: path.stat().st_mtime_ns for path in [model / str(NAME), *(model / str(NAME)).iterdir()]}
     monkeypatch.setattr(conversion, "_to_openvino", fail)
-    assert convert(model, NAME, None) == model / NAME
+    assert convert(model, NAME, None) == model / str(NAME)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     (model / "prefilter.json").write_text(json.dumps({"max_length": 64, "temperature": 3.0}))  # read anew at each load
-    assert is_current(model, NAME)
+    assert is_current(model / str(NAME))
     assert Scorer.load(model, engine=NAME).contract.temperature == 3.0
 
 
@@ -111,8 +114,10 @@ def test_a_changed_checkpoint_is_noticed(model, file):
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     else:
         path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")
-    assert not is_current(model, NAME)
-    expected = rf"m: has no {NAME} made from this checkpoint; python benchmark_inference\.py --model .*m makes it$"
+    assert not is_current(model / str(NAME))
+    expected = (
+        rf"m: has no intact {NAME} made from this checkpoint; python benchmark_inference\.py --model .*m makes it$"
+    )
     with pytest.raises(InputError, match=expected):
         Scorer.load(model, engine=NAME)
 
@@ -124,28 +129,29 @@ def test_a_changed_checkpoint_is_converted_anew(model, articles):
     expected = Scorer.load(model, engine="pytorch-fp32").score(articles)
     assert abs(expected - stale).max() > 0.05
     convert(model, NAME, None)
-    np.testing.assert_allclose(Scorer.load(model, engine=NAME).score(articles), expected, atol=1e-5)
+    # Wide weights: kernels of other processors round 1e-5 apart.
+    np.testing.assert_allclose(Scorer.load(model, engine=NAME).score(articles), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("damage", [None, "", '{"source": {"config', "[]", "{}", '{"source": 5}', '{"source": {}}'])
 def test_a_damaged_record_means_a_conversion(model, damage):
-    record = model / NAME / RECORD_FILE
+    record = model / str(NAME) / ENGINE_FILE
     record.unlink() if damage is None else record.write_text(damage)
-    assert not is_current(model, NAME)
+    assert not is_current(model / str(NAME))
     if damage is None:
         convert(model, NAME, None)
-        assert is_current(model, NAME) and (model / NAME / "model.xml").is_file()
+        assert is_current(model / str(NAME)) and (model / str(NAME) / "model.xml").is_file()
 
 
 @pytest.mark.parametrize("file", ["model.xml", "model.bin", "tokenizer.json"])
 @pytest.mark.parametrize("damage", ["missing", "cut"])
 def test_a_damaged_folder_is_one_line(model, file, damage):
-    path = model / NAME / file
+    path = model / str(NAME) / file
     data = path.read_bytes()
     path.unlink()
     if damage == "cut":
         path.write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=rf"{NAME}: cannot be read \(.*\); delete it, and python .* makes it") as error:
+    with pytest.raises(InputError, match=rf"has no intact {NAME} made .*; python .* makes it") as error:
         Scorer.load(model, engine=NAME)
     assert "\n" not in str(error.value)
 
@@ -155,14 +161,14 @@ def test_a_deployment_without_the_weights(model, articles):
     for file in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         (model / file).unlink()
     np.testing.assert_array_equal(Scorer.load(model, engine=NAME).score(articles), expected)
-    (model / "cpu_benchmark.json").write_text(json.dumps({"engine": NAME, "max_length": 64, "passes": 1}))
+    (model / "cpu_benchmark.json").write_text(json.dumps({"engine": str(NAME), "max_length": 64, "passes": 1}))
     assert Scorer.load(model).engine.name == NAME
     with pytest.raises(InputError, match=r"no config\.json"):
         Scorer.load(model, engine="pytorch-fp32")
 
 
 @pytest.mark.parametrize(
-    ("name", "library", "mend"),
+    ("name", "library", "fix"),
     [
         ("openvino-fp32", "openvino", "openvino is not installed; pip install openvino"),
         ("openvino-int8", "nncf", "nncf, which converts models to it, is not installed; pip install nncf"),
@@ -171,34 +177,32 @@ def test_a_deployment_without_the_weights(model, articles):
     ],
 )
 def test_a_missing_library_is_said_before_anything_is_written(
-    tmp_path, classifiers, articles, monkeypatch, name, library, mend
+    tmp_path, classifiers, articles, monkeypatch, name, library, fix
 ):
     path = shutil.copytree(classifiers["minilm"], tmp_path / "m")
     before = contents(path)
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setattr(conversion, "new_directory", fail)
-    with pytest.raises(Unavailable, match=f"^{name}: {mend}$"):
-        convert(path, name, articles)
+    with pytest.raises(Unavailable, match=f"^{name}: {fix}$"):
+        convert(path, EngineName.parse(name), articles)
     assert contents(path) == before
 
 
 @pytest.mark.parametrize("train", [None, []])
-def test_int8_ranges_need_articles(model, train):
+def test_int8_needs_articles_to_calibrate_on(model, train):
     before = contents(model)
     with pytest.raises(Unavailable, match=r"^openvino-int8: needs training articles .*; pass --train-data$"):
-        convert(model, "openvino-int8", train)
+        convert(model, EngineName("openvino", "int8"), train)
     assert contents(model) == before
 
 
 def test_what_has_been_converted_runs_without_its_converter(model, monkeypatch):
-    shutil.copytree(model / NAME, model / "openvino-int8")  # current by its record
+    shutil.copytree(model / str(NAME), model / "openvino-int8")  # current by its record
     monkeypatch.setitem(sys.modules, "nncf", None)
-    assert convert(model, "openvino-int8", None) == model / "openvino-int8"
+    assert convert(model, EngineName("openvino", "int8"), None) == model / "openvino-int8"
 
 
-def test_what_is_no_engine_or_no_model_is_named(tmp_path):
-    with pytest.raises(InputError, match="'tensorrt' is not an engine"):
-        convert(tmp_path, "tensorrt", None)
+def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
         convert(tmp_path, NAME, None)
     assert list(tmp_path.iterdir()) == []

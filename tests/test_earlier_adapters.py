@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import evaluate_models
 from prefilter_common.articles import format_input, load_articles
-from prefilter_common.cli import InputError
-from prefilter_common.scoring import Scorer
+from prefilter_common.errors import InputError
+from prefilter_common.scoring.scorer import Scorer
 
 
 @pytest.fixture

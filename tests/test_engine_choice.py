@@ -7,11 +7,14 @@ import shutil
 import numpy as np
 import pytest
 
-from prefilter_common import conversion, engines
 from prefilter_common.articles import load_articles
-from prefilter_common.cli import InputError
-from prefilter_common.contract import Contract, TwoPass
-from prefilter_common.scoring import Scorer
+from prefilter_common.errors import InputError
+from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.models.directory import write_contract
+from prefilter_common.scoring import conversion, engines
+from prefilter_common.scoring.scorer import Scorer
+
+pytestmark = pytest.mark.slow
 
 NAME, UNBUILT = "onnxruntime-fp32", "openvino-fp32"
 TWO_PASS = TwoPass(max_length=32, temperature=1.5, low=0.4, high=0.6)
@@ -21,8 +24,8 @@ TWO_PASS = TwoPass(max_length=32, temperature=1.5, low=0.4, high=0.6)
 def built(tmp_path_factory, classifiers):
     path = tmp_path_factory.mktemp("built") / "m"
     shutil.copytree(classifiers["minilm"], path)
-    Contract(max_length=64, two_pass=TWO_PASS).save(path)
-    conversion.convert(path, NAME, None)
+    write_contract(path, Contract(max_length=64, two_pass=TWO_PASS))
+    conversion.convert(path, engines.EngineName.parse(NAME), None)
     return path
 
 
@@ -42,7 +45,7 @@ def warnings_of(caplog):
 
 def chosen(model, **kwargs):
     contract = (scorer := Scorer.load(model, **kwargs)).contract
-    return scorer.engine.name, contract.max_length, contract.two_pass
+    return str(scorer.engine.name), contract.max_length, contract.two_pass
 
 
 def test_pytorch_before_there_is_a_benchmark(model, caplog):
@@ -61,7 +64,7 @@ def test_the_recommended_engine_length_and_passes(model, caplog, passes, two_pas
 
 
 def test_two_passes_that_the_contract_does_not_have_are_one(model):
-    Contract(max_length=64).save(model)
+    write_contract(model, Contract(max_length=64))
     recommend(model, engine=NAME, max_length=64, passes=2)
     assert chosen(model) == (NAME, 64, None)
 
@@ -87,14 +90,14 @@ def test_what_is_asked_for_goes_before_the_recommendation_and_reads_in_full(mode
     [
         (
             UNBUILT,
-            "has no openvino-fp32 made from this checkpoint; python benchmark_inference.py --model",
+            "has no intact openvino-fp32 made from this checkpoint; python benchmark_inference.py --model",
         ),
-        ("tensorrt-fp16", "'tensorrt-fp16' is not an engine"),
-        ("pytorch", "'pytorch' is not an engine"),
+        ("tensorrt-fp16", "tensorrt-fp16: is not an engine"),
+        ("pytorch", "pytorch: is not an engine"),
         ("../../etc", "is not an engine"),
     ],
 )
-def test_a_recommendation_that_cannot_be_had_is_passed_over_with_one_warning(model, caplog, engine, why):
+def test_a_recommendation_that_is_unavailable_is_skipped_with_one_warning(model, caplog, engine, why):
     recommend(model, engine=engine, max_length=48, passes=2)
     assert chosen(model) == ("pytorch-fp32", 64, None)
     assert [why in record.getMessage() for record in warnings_of(caplog)] == [True]
@@ -137,12 +140,12 @@ def test_a_benchmark_that_recommends_nothing_readable(model, text):
     assert chosen(model) == ("pytorch-fp32", 64, None)
 
 
-def test_an_engine_that_is_asked_for_and_cannot_be_had(model):
+def test_an_engine_that_is_asked_for_and_unavailable(model):
     with pytest.raises(
         InputError, match=r"made from this checkpoint; python benchmark_inference\.py --model .*m makes"
     ):
         Scorer.load(model, engine=UNBUILT)
-    with pytest.raises(InputError, match="'openvino' is not an engine; there are pytorch-fp32, "):
+    with pytest.raises(InputError, match="openvino: is not an engine; there are pytorch-fp32, "):
         Scorer.load(model, engine="openvino")
     with pytest.raises(InputError, match="onnxruntime-fp32: runs on the CPU only"):
         Scorer.load(model, engine=NAME, device="cuda")

@@ -6,21 +6,26 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
-import openvino
 import pytest
 import torch
 from conftest import ROOT
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from prefilter_common import engines
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.checkpoints import load_checkpoint
-from prefilter_common.contract import Contract
-from prefilter_common.conversion import convert
-from prefilter_common.engines import ENGINES, REFERENCE, Unavailable, check_available
-from prefilter_common.scoring import Scorer
+from prefilter_common.models.checkpoints import load_checkpoint
+from prefilter_common.models.contract import Contract
+from prefilter_common.scoring import engines
+from prefilter_common.scoring.conversion import convert
+from prefilter_common.scoring.engines import ENGINES, REFERENCE, EngineName, Unavailable, check_available, has_bf16
+from prefilter_common.scoring.scorer import Scorer
+
+pytestmark = pytest.mark.slow
+
+onnx = pytest.importorskip("onnx")
+openvino = pytest.importorskip("openvino")
+pytest.importorskip("onnxruntime")
+pytest.importorskip("nncf")
 
 FAMILIES = ["distilbert", "minilm", "xlm-roberta", "qwen"]
 FP32 = ["openvino-fp32", "onnxruntime-fp32"]
@@ -54,7 +59,7 @@ def converted(tmp_path_factory, classifiers, train):
     for family, directory in classifiers.items():
         shutil.copytree(directory, folder / family)
         for engine in FP32 + INT8:
-            convert(folder / family, engine, train)
+            convert(folder / family, EngineName.parse(engine), train)
     return {family: folder / family for family in classifiers}
 
 
@@ -92,7 +97,7 @@ def test_int8_engines_score_about_as_pytorch_does(converted, articles, family, e
 @pytest.mark.parametrize("engine", ["pytorch-bf16", "openvino-bf16"])
 def test_bf16_engines_score_about_as_pytorch_does(converted, articles, engine):
     try:
-        check_available(engine)
+        check_available(EngineName.parse(engine))
     except Unavailable as error:
         pytest.skip(str(error))
     expected = log_odds(Scorer.load(converted["minilm"], engine=REFERENCE), articles)
@@ -105,7 +110,9 @@ def test_bf16_engines_score_about_as_pytorch_does(converted, articles, engine):
 def test_the_precision_is_what_is_executed(converted, family):
     precisions = {name: Scorer.load(converted[family], engine=name).engine.precision for name in FP32 + INT8}
     assert precisions["openvino-fp32"] == precisions["onnxruntime-fp32"] == "fp32"
-    assert precisions["openvino-int8"] in ("int8+fp32", "int8+bf16") and precisions["onnxruntime-int8"] == "int8+fp32"
+    # What is left beside int8 depends on the processor: with VNNI nothing may be.
+    assert precisions["openvino-int8"] in ("int8", "int8+fp32", "int8+bf16")
+    assert precisions["onnxruntime-int8"] == "int8+fp32"
     # ONNX Runtime does not say what it executes; its model does.
     kinds = {name: _operations(converted[family] / name / "model.onnx") for name in ("onnxruntime-fp32", INT8[1])}
     assert "MatMulInteger" in kinds["onnxruntime-int8"] and "MatMulInteger" not in kinds["onnxruntime-fp32"]
@@ -126,10 +133,11 @@ def test_int8_weights_leave_room_for_processors_that_add_in_16_bits(converted):
 
 
 def test_openvinos_precision_is_not_read_off_the_name(converted, tmp_path):
-    """An int8 folder that holds an fp32 model is called fp32."""
+    """An int8 folder that holds an fp32 model is not called int8."""
     for path in (converted["minilm"] / "openvino-fp32").iterdir():
         shutil.copy(path, tmp_path)
-    assert engines.open_converted(tmp_path, "openvino-int8", None).precision == "fp32"
+    expected = "bf16" if has_bf16("openvino", "cpu") else "fp32"  # what OpenVINO lowers the rest of an int8 model to
+    assert engines.open_converted(tmp_path, EngineName("openvino", "int8"), None).precision == expected
 
 
 def test_fp32_is_asked_for_where_openvino_would_take_bf16(converted, monkeypatch):
@@ -155,7 +163,7 @@ def test_one_sigmoid_output_of_an_earlier_script(tmp_path, tiny_encoder, article
     AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
     expected = Scorer.load(tmp_path).score(articles)
     assert expected.std() > 0.001
-    convert(tmp_path, engine, None)
+    convert(tmp_path, EngineName.parse(engine), None)
     np.testing.assert_allclose(Scorer.load(tmp_path, engine=engine).score(articles), expected, atol=1e-5)
     (tmp_path / "model.safetensors").unlink()
     scorer = Scorer.load(tmp_path, engine=engine)
@@ -169,7 +177,7 @@ def test_labels_in_the_other_order(tmp_path, classifiers, articles, engine="onnx
     checkpoint.model.config.id2label = {0: "commerce", 1: "journalism"}
     checkpoint.model.config.label2id = {"commerce": 0, "journalism": 1}
     checkpoint.save(tmp_path)
-    convert(tmp_path, engine, None)
+    convert(tmp_path, EngineName.parse(engine), None)
     np.testing.assert_allclose(Scorer.load(tmp_path, engine=engine).score(articles), 1 - expected, atol=1e-5)
 
 
@@ -182,7 +190,7 @@ def test_an_adapter_is_converted_merged(tmp_path, tiny_models, articles, engine=
             torch.nn.init.normal_(parameter)  # a fresh adapter adds nothing
     model.save_pretrained(tmp_path)
     expected = Scorer.load(tmp_path).score(articles)
-    convert(tmp_path, engine, None)
+    convert(tmp_path, EngineName.parse(engine), None)
     (tmp_path / "adapter_model.safetensors").unlink()
     np.testing.assert_allclose(Scorer.load(tmp_path, engine=engine).score(articles), expected, atol=1e-5)
 
@@ -212,13 +220,13 @@ def test_threads_do_not_disturb_each_other(converted, articles):
         np.testing.assert_allclose(found, expected * 5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in ENGINES if not name.startswith("pytorch")])
+@pytest.mark.parametrize("name", [str(name) for name in ENGINES if name.library != "pytorch"])
 def test_a_library_that_is_not_installed(monkeypatch, name):
     library = name.split("-")[0]
     monkeypatch.setitem(sys.modules, library, None)
     assert importlib.util.find_spec(library) is None
     with pytest.raises(Unavailable, match=f"^{name}: {library} is not installed; pip install {library}$"):
-        check_available(name)
+        check_available(EngineName.parse(name))
 
 
 def test_a_processor_without_bf16(monkeypatch):
@@ -227,19 +235,19 @@ def test_a_processor_without_bf16(monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     for name in ("pytorch-bf16", "openvino-bf16"):
         with pytest.raises(Unavailable, match=f"^{name}: this processor has no bf16 arithmetic$"):
-            check_available(name)
+            check_available(EngineName.parse(name))
     monkeypatch.setattr(openvino.Core, "get_property", lambda *args: ["FP32", "BF16"])
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     for name in ("pytorch-bf16", "openvino-bf16"):
-        check_available(name)
+        check_available(EngineName.parse(name))
 
 
 @pytest.mark.parametrize("name", ["tensorrt-fp16", "pytorch", "openvino-fp32-x", "onnxruntime-bf16", ""])
 def test_an_engine_that_does_not_exist(name):
     with pytest.raises(Unavailable, match="is not an engine; there are pytorch-fp32, "):
-        check_available(name)
+        check_available(EngineName.parse(name))
 
 
 def test_what_only_runs_on_the_cpu():
     with pytest.raises(Unavailable, match=r"^openvino-fp32: runs on the CPU only$"):
-        check_available("openvino-fp32", "cuda")
+        check_available(EngineName("openvino", "fp32"), "cuda")

@@ -8,9 +8,9 @@ from sklearn.metrics import f1_score
 
 import evaluate_models
 from prefilter_common.articles import Article, load_articles, spread_by_length
-from prefilter_common.contract import Contract
-from prefilter_common.evaluation import baseline_row, traffic_cautions
-from prefilter_common.scoring import Scorer
+from prefilter_common.evaluation.baseline import baseline_row
+from prefilter_common.models.directory import read_contract
+from prefilter_common.scoring.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -133,11 +133,12 @@ def with_traffic(models_dir, data_dir, tmp_path_factory):
     (path / "legacy" / "prefilter.json").unlink()
     (path / "legacy" / "validation_predictions.jsonl").unlink()
     (path / "legacy" / "cpu_benchmark.json").unlink(missing_ok=True)  # another test may have left one
-    rows = [{"label": int(i < 90), "score": 0.9 if i < 90 else 0.2} for i in range(180)]
+    rows = [{"label": int(i < 90), "score": 0.9 if i < 90 else 0.2} for i in range(1_800)]
     write_jsonl(path / "first" / "validation_predictions.jsonl", rows)
     (path / "first" / "cpu_benchmark.json").write_text('{"avg_ms": 12.5}')
     short = [{"title": "t", "content": f"news {i}", "language": "xx"} for i in range(30)]
     flags = ["--models-dir", path, "--test-data", data_dir / "test.jsonl", "--output", output, "--seed", 3]
+    flags += ["--audit", 5, 10, "--prevalence", 0.05, 0.175, "--cost-per-article", 0.01, "--cost-of-blocking", 1]
     flags += ["--traffic", write_jsonl(tmp_path_factory.mktemp("t") / "traffic.jsonl", short), "--latency-samples", 2]
     assert call(evaluate_models, flags) == 0
     return path, output, json.loads((output / "evaluation_results.json").read_text(encoding="utf-8")), flags
@@ -145,7 +146,7 @@ def with_traffic(models_dir, data_dir, tmp_path_factory):
 
 def test_operating_points_are_written_back_and_asked_for_by_name(with_traffic):
     path, _, results, _ = with_traffic
-    assert Contract.load(path / "first" / "prefilter.json").thresholds == {
+    assert read_contract(path / "first").thresholds == {
         "default": 0.5, "best_f1": 0.55, "high_precision": 0.55,
     }  # fmt: skip
     points = results["first"]["operating_points"]
@@ -193,20 +194,13 @@ def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):
         (["--traffic-models", "first", "other", "--traffic", "x"], "name two different ones of"),
         (["--traffic", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--target-precision", "1.5"], "not in [0, 1)"),
-        (["--seed", "-1"], "not at least 0"),
+        (["--seed", "-1"], "is not a whole number from 0"),
     ],
 )
 def test_bad_flags_of_the_comparison_write_nothing(models_dir, data_dir, tmp_path, capsys, flags, words):
     base = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
     assert call(evaluate_models, base + flags) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
-
-
-def test_the_choice_warns_where_the_traffic_disagrees():
-    pair = {"models": ["a", "b"], "points": {"default": {"differ": True, "verdict": "a and b DIFFER"}}}
-    choice = {"selected": "a", "operating_point": "default"}
-    assert traffic_cautions(choice, {"pairs": [pair]}) == ["a and b DIFFER"]
-    assert traffic_cautions({**choice, "selected": None}, {"pairs": [pair]}) == traffic_cautions(choice, None) == []
 
 
 def test_training_articles_of_one_label_give_no_floor(caplog):

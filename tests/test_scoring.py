@@ -9,11 +9,13 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from prefilter_common.articles import Article, format_input, load_articles
-from prefilter_common.checkpoints import Checkpoint, load_checkpoint
-from prefilter_common.cli import InputError
-from prefilter_common.contract import Contract, TwoPass
-from prefilter_common.conversion import convert
-from prefilter_common.scoring import Scorer, time_single_articles
+from prefilter_common.errors import InputError
+from prefilter_common.models.checkpoints import Checkpoint, load_checkpoint
+from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.scoring.conversion import convert
+from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.latency import time_single_articles
+from prefilter_common.scoring.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_batched_scores_are_those_of_each_article_alone_in_the_order_given(score
 
 def test_more_articles_than_are_tokenised_at_once(scorer, articles, monkeypatch):
     expected = scorer.score(articles)
-    monkeypatch.setattr("prefilter_common.scoring.CHUNK", 10)
+    monkeypatch.setattr("prefilter_common.scoring.scorer.CHUNK", 10)
     np.testing.assert_allclose(scorer.score(articles, batch_size=4), expected, atol=1e-6)
 
 
@@ -110,6 +112,7 @@ def converted(trained, tmp_path_factory):
     return shutil.copytree(trained / "tiny", tmp_path_factory.mktemp("converted") / "tiny")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "packages"),
     [
@@ -124,7 +127,7 @@ def test_threads_share_a_scorer(converted, articles, request, engine, packages):
     for package in packages:
         pytest.importorskip(package)
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
-    convert(converted, engine, articles)
+    convert(converted, EngineName.parse(engine), articles)
     articles = [replace(article, title="", content=article.content[: 3 * i]) for i, article in enumerate(articles)]
     scorer = Scorer.load(converted, engine=engine, threads=1)
     assert len({len(ids) for ids in scorer.tokenize(articles)}) > 10

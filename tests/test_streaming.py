@@ -4,14 +4,17 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import ROOT, call, write_jsonl
 
-from prefilter_common import scoring, streaming
-from prefilter_common.articles import load_articles
-from prefilter_common.contract import Contract
-from prefilter_common.conversion import convert
-from prefilter_common.scoring import Scorer
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.files import kept_directory
+from prefilter_common.models.directory import read_contract
+from prefilter_common.scoring import streaming
+from prefilter_common.scoring.conversion import convert
+from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.scorer import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,7 @@ def source(tmp_path, data_dir):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(scoring, "CHUNK", 10)
+    monkeypatch.setattr(streaming, "CHUNK", 10)
 
 
 def read_rows(path):
@@ -76,15 +79,19 @@ def test_rows_in_the_order_of_the_input_with_the_scorers_scores(tmp_path, model,
     write_jsonl(source, [{"id": a.id, "title": a.title, "text": a.content} for a in articles[::-1] + articles[:5]])
     articles = load_articles(source)  # out of the order of their ids, five of which occur twice
     output = tmp_path / "new" / "out.jsonl"
-    assert call(streaming, [model, source, output, "--batch-size", "4"]) == 0
     scorer = Scorer.load(model)
     scores = scorer.score(articles)
+    # Between two scores: what a tiny model decides at 0.5 differs from one training run to the next.
+    middle = float(np.unique(scores)[23:25].mean())
+    copy = with_thresholds(tmp_path, model, middle=middle)
+    assert call(streaming, [copy, source, output, "--batch-size", "4", "--threshold", "middle"]) == 0
     rows = read_rows(output)
     assert [row["id"] for row in rows] == [article.id for article in articles]
-    assert [row["score"] for row in rows] == pytest.approx(scores.tolist(), abs=2e-6)
+    assert [row["score"] for row in rows] == pytest.approx(scores.tolist(), abs=1e-5)
     assert rows == [{**row, "score": round(row["score"], 6)} for row in rows]
     flags = [row["is_commerce"] for row in rows]
-    assert flags == [scorer.is_commerce(article) for article in articles] and 0 < sum(flags) < 53
+    scorer = Scorer.load(copy)
+    assert flags == [scorer.is_commerce(article, "middle") for article in articles] and 0 < sum(flags) < 53
     captured = capsys.readouterr()
     summary = json.loads(captured.out.splitlines()[-1])
     assert summary["articles"] == 53 and summary["commerce"] == sum(flags)
@@ -101,7 +108,7 @@ def with_thresholds(tmp_path, model, **thresholds):
     record = json.loads((copy / "prefilter.json").read_text(encoding="utf-8"))
     record["thresholds"] |= thresholds
     (copy / "prefilter.json").write_text(json.dumps(record), encoding="utf-8")
-    assert Contract.load(copy / "prefilter.json").thresholds.keys() == {"default", *thresholds}
+    assert read_contract(copy).thresholds.keys() == {"default", *thresholds}
     return copy
 
 
@@ -122,7 +129,7 @@ def test_an_interrupted_run_is_resumed_where_it_was(tmp_path, model, source, bro
     scored = break_off(monkeypatch, AssertionError, chunks=99)
     assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 0
     captured = capsys.readouterr()
-    assert "resuming: 20 of 48 rows are there, going on with row 21" in captured.err
+    assert "resuming: 20 of 48 rows exist, continuing with row 21" in captured.err
     assert scored == [article.id for article in load_articles(source)[20:]]
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
     assert call(streaming, [model, source, tmp_path / "whole.jsonl"]) == 0
@@ -144,21 +151,22 @@ def test_a_run_killed_after_its_last_row_is_only_renamed(tmp_path, model, source
     assert [row["id"] for row in read_rows(output)] == expected
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed(tmp_path, model, source):
     output = tmp_path / "out.jsonl"
     script = (
-        "import os, signal; from prefilter_common import scoring, streaming\n"
-        "scoring.CHUNK, real, calls = 10, scoring.Scorer.score, []\n"
+        "import os, signal; from prefilter_common.scoring import scorer, streaming\n"
+        "streaming.CHUNK, real, calls = 10, scorer.Scorer.score, []\n"
         "def score(self, *args):\n"
         "    calls.append(1)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else real(self, *args)\n"
-        "scoring.Scorer.score = score\n"
+        "scorer.Scorer.score = score\n"
         f"streaming.main([{str(model)!r}, {str(source)!r}, {str(output)!r}])"
     )
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     partial = tmp_path / ".out.jsonl.partial"
-    assert not output.exists() and names(partial) == ["pid", "rows.jsonl", "run.json"]
+    assert not output.exists() and names(partial) == ["rows.jsonl", "run.json"]
     assert len(read_rows(partial / "rows.jsonl")) == 20
     assert call(streaming, [model, source, output]) == 0
     assert [row["id"] for row in read_rows(output)] == [article.id for article in load_articles(source)]
@@ -213,7 +221,7 @@ def test_the_recommended_engine_and_what_it_was_converted_to(tmp_path, model, so
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     copy, output = shutil.copytree(model, tmp_path / "copy"), tmp_path / "out.jsonl"
-    folder = convert(copy, "onnxruntime-fp32", None)
+    folder = convert(copy, EngineName("onnxruntime", "fp32"), None)
     recommended = {"engine": "onnxruntime-fp32", "max_length": 32, "passes": 1}
     (copy / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
     with monkeypatch.context() as patch:
@@ -226,7 +234,8 @@ def test_the_recommended_engine_and_what_it_was_converted_to(tmp_path, model, so
     converted = (folder / "model.onnx").read_bytes()
     (folder / "model.onnx").write_bytes(converted.replace(b"pytorch", b"pytorcH"))  # the name of who exported it
     assert call(streaming, [copy, source, output]) == 2
-    assert "(model.onnx was " in error_line(capsys)
+    # A damaged engine is not used, so the rows would be PyTorch's.
+    assert 'engine was "onnxruntime-fp32", now "pytorch-fp32"' in error_line(capsys)
     (folder / "model.onnx").write_bytes(converted)
     assert call(streaming, [copy, source, output]) == 0
     summary = json.loads(capsys.readouterr().out)
@@ -259,7 +268,7 @@ def test_an_input_that_grows_while_it_is_scored_gives_no_output(tmp_path, model,
     text = source.read_text(encoding="utf-8")
     meanwhile(monkeypatch, lambda: source.write_text(text + '{"title": "t", "content": "c"}\n', encoding="utf-8"))
     assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 2
-    assert "changed while it was scored" in error_line(capsys)
+    assert "changed while it was being scored" in error_line(capsys)
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -276,10 +285,13 @@ def test_an_output_that_appears_meanwhile_is_not_replaced(tmp_path, model, sourc
         (lambda p: (p / "out.jsonl").write_text("kept"), "out.jsonl: already exists; move it away"),
         (lambda p: os.link(p / "in.jsonl", p / "out.jsonl"), "out.jsonl: is the input"),
         (lambda p: (p / "in.jsonl").unlink(), "in.jsonl: no such file"),
-        (lambda p: ((p / "in.jsonl").unlink(), os.mkfifo(p / "in.jsonl")), "in.jsonl: is not a file"),
-        (lambda p: (p / "in.jsonl").write_text('{"title": "t"}\n'), "in.jsonl: 1 of 1 lines are bad, mend or delete"),
-        (lambda p: (p / "in.jsonl").open("ab").write(b"{}\n"), "in.jsonl: 1 of 49 lines are bad, mend or delete"),
-        (lambda p: (p / ".out.jsonl.partial").write_text(""), "out.jsonl: cannot be created (Not a directory)"),
+        (lambda p: ((p / "in.jsonl").unlink(), os.mkfifo(p / "in.jsonl")), "in.jsonl: not a file"),
+        (lambda p: (p / "in.jsonl").write_text('{"title": "t"}\n'), "in.jsonl: 1 of 1 lines are bad, fix or delete"),
+        (lambda p: (p / "in.jsonl").open("ab").write(b"{}\n"), "in.jsonl: 1 of 49 lines are bad, fix or delete"),
+        (
+            lambda p: (p / ".out.jsonl.partial").write_text(""),
+            "out.jsonl: cannot be created (.out.jsonl.partial: File exists)",
+        ),
     ],
 )
 def test_what_is_wrong_with_the_paths_is_said_before_a_model_is_loaded(
@@ -301,19 +313,15 @@ def test_what_is_not_a_model_is_named_and_leaves_nothing(tmp_path, source, capsy
     assert names(tmp_path) == ["in.jsonl"]
 
 
-def test_a_second_run_at_once_is_refused_and_a_dead_ones_place_is_taken(
-    tmp_path, model, source, broken_off, monkeypatch, capsys
-):
-    pid = broken_off / "pid"
-    pid.write_text(str(os.getpid()))  # a live process
+def test_a_second_run_at_once_is_refused(tmp_path, model, source, broken_off, monkeypatch, capsys):
     before = (broken_off / "rows.jsonl").read_bytes()
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, kept_directory(tmp_path / "out.jsonl"):
         patch.setattr(Scorer, "load", None)
         assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 2
-    assert f"process {os.getpid()} is writing it; wait, or name another output" in error_line(capsys)
-    assert (broken_off / "rows.jsonl").read_bytes() == before and pid.exists()
-    os.utime(pid, (0, 0))  # written by an earlier process that had the same id
+    assert "another process is writing it; wait, or name another output" in error_line(capsys)
+    assert (broken_off / "rows.jsonl").read_bytes() == before
     assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 0
+    assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 
 def run_command(*arguments):
@@ -323,7 +331,7 @@ def run_command(*arguments):
 
 def test_bad_input_is_answered_without_torch(tmp_path, model, source):
     script = (
-        "import sys; from prefilter_common.cli import exit_code; from prefilter_common.streaming import main\n"
+        "import sys; from prefilter_common.cli import exit_code; from prefilter_common.scoring.streaming import main\n"
         f"code = exit_code(lambda: main([{str(model)!r}, 'no.jsonl', 'out.jsonl']))\n"
         "print(code, sorted({'torch', 'transformers'} & set(sys.modules)))"
     )
@@ -331,6 +339,17 @@ def test_bad_input_is_answered_without_torch(tmp_path, model, source):
     assert done.stdout == "2 []\n" and done.stderr == "error: no.jsonl: no such file; check the path\n"
 
 
+def test_a_chunk_ends_after_so_many_articles_or_characters(monkeypatch):
+    monkeypatch.setattr(streaming, "CHUNK_CHARACTERS", 100)
+    lengths = [10] * 12 + [60, 60, 60, 500, 1, 99, 1]
+    articles = [Article("", "c" * n, id=str(i), extra={"page": "x"}) for i, n in enumerate(lengths)]
+    chunks = list(streaming.chunks(iter(articles)))
+    assert [len(chunk) for chunk in chunks] == [10, 4, 2, 2, 1]
+    assert [article.id for chunk in chunks for article in chunk] == [article.id for article in articles]
+    assert not any(article.extra for chunk in chunks for article in chunk)
+
+
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path, model):
     """Keeping the articles of the longer file would take some 40 MiB more."""
     peaks = []

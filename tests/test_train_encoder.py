@@ -11,8 +11,10 @@ from transformers import pipeline
 
 import train_encoder
 from prefilter_common.articles import format_input, load_articles
-from prefilter_common.calibration import at_temperature, fit_temperature
-from prefilter_common.scoring import Scorer
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.statistics.calibration import at_temperature, fit_temperature
+
+pytestmark = pytest.mark.slow
 
 
 def read(path):
@@ -24,7 +26,7 @@ def test_the_model_directory_holds_exactly_what_it_should(trained, data_dir, tin
     assert {p.name for p in model.iterdir()} - {"cpu_benchmark.json"} == FILES
     assert read(model / "config.json")["id2label"] == {"0": "journalism", "1": "commerce"}
     contract = read(model / "prefilter.json")
-    assert type(contract.pop("temperature")) is float
+    assert type(contract.pop("temperature")) is float and len(contract.pop("tokenizer_sha256")) == 64
     assert contract == {
         "input_format": "[TITLE] {title} [CONTENT] {content}",
         "max_length": 64,
@@ -79,6 +81,16 @@ def test_validation_predictions_are_the_calibrated_scores_in_the_files_order(tra
     assert scorer.contract.temperature == pytest.approx(fitted, abs=1e-3) != 1.0
 
 
+def test_mixed_precision_ends_with_training(tmp_path, tiny_encoder, data_dir):
+    """bf16 is emulated where the processor lacks it, so this runs everywhere."""
+    flags = ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "m", *TRAIN_FLAGS]
+    assert call(train_encoder, [*flags, "--epochs", "1", "--precision", "bf16"]) == 0
+    assert read(tmp_path / "m" / "training_metrics.json")["precision"] == "bf16"
+    rows = [json.loads(line) for line in (tmp_path / "m" / "validation_predictions.jsonl").open(encoding="utf-8")]
+    expected = Scorer.load(tmp_path / "m", device="cpu").score(load_articles(data_dir / "val.jsonl"))
+    np.testing.assert_allclose([row["score"] for row in rows], expected, atol=1e-5)
+
+
 def uncalibrated(scorer, articles):
     return at_temperature(scorer.score(articles), 1 / scorer.contract.temperature)
 
@@ -124,21 +136,22 @@ def test_a_finished_model_is_not_trampled(trained, tiny_encoder, data_dir, capsy
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
-def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_encoder, data_dir, monkeypatch, failure):
-    import prefilter_common.training
+def test_an_interrupted_run_leaves_only_its_checkpoint(tmp_path, tiny_encoder, data_dir, monkeypatch, capsys, failure):
+    import prefilter_common.training.run
 
     def fail(*_args, **_kwargs):
         raise failure
 
-    monkeypatch.setattr(prefilter_common.training, "save_model_directory", fail)
     flags = ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "models" / "m"]
     flags += ["--epochs", "1", "--max-length", "64"]
-    if failure is KeyboardInterrupt:
-        assert call(train_encoder, flags) == 130
-    else:
-        with pytest.raises(failure):
-            call(train_encoder, flags)
-    assert list((tmp_path / "models").iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(prefilter_common.training.run, "save_model_directory", fail)
+        assert call(train_encoder, flags) == (130 if failure is KeyboardInterrupt else 1)
+        assert "the same command plus --resume continues after step 3" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [".m.checkpoints.partial"]
+    assert call(train_encoder, [*flags, "--resume"]) == 0  # nothing is left to train
+    assert read(tmp_path / "models" / "m" / "training_metrics.json")["train_articles_per_second"] > 0
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["m"]
 
 
 @pytest.mark.parametrize(
@@ -146,11 +159,11 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, tiny_encoder, data_dir, mon
     [
         (["--data-dir", "nowhere"], "nowhere/train.jsonl: no such split"),
         (["--max-length", "4096"], "reads at most 128 tokens; pass --max-length 128 or less"),
-        (["--epochs", "0"], "not at least 1"),
+        (["--epochs", "0"], "'0' is not a whole number from 1 to 1000"),
         (["--learning-rate", "-1"], "not a number above 0"),
         (["--warmup-ratio", "1"], "not in [0, 1)"),
         (["--model", "not a/model/name"], "neither a directory nor a hub name"),
-        (["--model", "splits"], "holds no config.json"),
+        (["--model", "splits"], "contains no config.json"),
         (["--model", "someone/not-cached"], "packaged encoder"),
     ],
 )
@@ -177,7 +190,7 @@ def test_a_tokenizer_that_does_not_know_the_language_is_refused(tmp_path, tiny_e
     for name in ("train", "val"):
         write_jsonl(tmp_path / f"{name}.jsonl", runes)
     flags = ["--model", tiny_encoder, "--data-dir", tmp_path, "--output", tmp_path / "m", "--max-length", "64"]
-    assert call(train_encoder, flags) == 2
+    assert call(train_encoder, [*flags, "--allow-overlap"]) == 2
     assert "unknown to its tokenizer" in capsys.readouterr().err and not (tmp_path / "m").exists()
 
 

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 
-from prefilter_common.articles import Article
-from prefilter_common.cli import InputError
-from prefilter_common.recipe import Recipe, capped
-from prefilter_common.training import LengthGroupedSampler, resolve_precision
+from prefilter_common.articles import Article, capped
+from prefilter_common.errors import InputError
+from prefilter_common.training.fine_tuning import resolve_precision
+from prefilter_common.training.recipe import Recipe
+from prefilter_common.training.sampling import LengthGroupedSampler
 
 
 def test_every_article_once_an_epoch_in_batches_of_like_length():

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from prefilter_common.two_pass import choose_two_pass
+from prefilter_common.benchmark.two_pass import choose_two_pass
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
 

@@ -1,0 +1,138 @@
+"""Does a faster way of scoring decide as the slow one does?"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from prefilter_common.statistics.comparison import paired_f1_difference
+from prefilter_common.statistics.intervals import clopper_pearson
+from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a configuration may be from PyTorch in fp32 that reads every article in full.
+
+    ``f1_loss``: F1 must be shown not to be lower by this, at every operating point. ``changed``: the upper 95 % limit
+    of the share of decisions that change at an operating point must lie below this; not applied to a configuration
+    that reads less, whose changes fall on articles on which the full read is uncertain too.
+    """
+
+    f1_loss: float = 0.01
+    changed: float = 0.01
+
+
+class PointFidelity(TypedDict):
+    """At one operating point: share of changed decisions with its interval, over ``n`` articles, and the F1 difference
+    (positive: the fast way is better).
+
+    ``f1_limit`` is the lowest F1 difference that is left open: the closer of the interval of the labelled articles, and
+    what the changed decisions could do at worst, if each were a new error.
+    """
+
+    n: int
+    changed: float
+    changed_interval: list[float]
+    f1_difference: float | None
+    interval: list[float] | None
+    f1_limit: float | None
+
+
+class Fidelity(TypedDict):
+    """Of a fast way of scoring; no ``points`` where its scores are not numbers."""
+
+    max_score_difference: float | None
+    mean_score_difference: float | None
+    points: dict[str, PointFidelity]
+
+
+def compare_scores(
+    labels: np.ndarray | None,
+    reference: np.ndarray,
+    scores: np.ndarray,
+    thresholds: Mapping[str, float],
+    seed: int,
+    more: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Fidelity:
+    """Two ways of scoring the same articles.
+
+    Args:
+        labels: (n,) 0 or 1; None where the articles have none, and then F1 is not compared.
+        reference: (n,) P(commerce) of the slow way.
+        scores: (n,) P(commerce) of the fast one.
+        seed: of the paired bootstrap.
+        more: the same two of (k,) other articles, such as training articles, on which only decisions are compared.
+    """
+    slow, fast = reference, scores
+    if more is not None:
+        slow, fast = np.concatenate([slow, more[0]]), np.concatenate([fast, more[1]])
+    if not np.isfinite(fast).all():
+        return {"max_score_difference": None, "mean_score_difference": None, "points": {}}
+    difference = np.abs(fast - slow)
+    points: dict[str, PointFidelity] = {}
+    for name, threshold in thresholds.items():
+        changed = (slow >= threshold) != (fast >= threshold)
+        interval = as_interval(*clopper_pearson(changed.sum(), len(changed)))
+        points[name] = {
+            "n": len(changed),
+            "changed": float(changed.mean()),
+            "changed_interval": interval,
+            "f1_difference": None,
+            "interval": None,
+            "f1_limit": None,
+        }
+        if labels is not None:
+            theirs, ours = reference >= threshold, scores >= threshold
+            gap, f1_interval, _ = paired_f1_difference(labels, ours, theirs, seed)
+            worst = _worst_f1_difference(labels, theirs, interval[1])
+            points[name] |= {
+                "f1_difference": gap,
+                "interval": f1_interval,
+                "f1_limit": max(f1_interval[0], worst),
+            }
+    return {
+        "max_score_difference": float(difference.max()),
+        "mean_score_difference": float(difference.mean()),
+        "points": points,
+    }
+
+
+def _worst_f1_difference(labels: np.ndarray, decisions: np.ndarray, changed: float) -> float:
+    """The F1 difference if a share ``changed`` of the decisions became errors of the kind that costs more: misses."""
+    tp = float((decisions & (labels == 1)).mean())
+    wrong = float((decisions != (labels == 1)).mean())
+    missed = min(changed, tp)
+    before = 2 * tp / max(2 * tp + wrong, 1e-12)
+    after = 2 * (tp - missed) / max(2 * (tp - missed) + wrong + changed, 1e-12)
+    return round(after - before, 4)
+
+
+def articles_needed(tolerance: float) -> int:
+    """How many articles without a changed decision show that fewer than ``tolerance`` change."""
+    return math.floor(math.log((1 - CONFIDENCE) / 2) / math.log(1 - tolerance)) + 1 if tolerance else 0
+
+
+def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str | None:
+    """Why a configuration is outside the tolerance; None where it is inside."""
+    if not fidelity["points"]:
+        return "scores that are not numbers"
+    for name, point in fidelity["points"].items():
+        n, limit = point["n"], point["changed_interval"][1]
+        if not reads_less and limit >= tolerance.changed:
+            if point["changed"] >= tolerance.changed:
+                return f"{point['changed']:.1%} of decisions changed at {name}"
+            return (
+                f"{round(point['changed'] * n)} of {n:,} decisions changed at {name}, so up to {limit:.1%} of all may; "
+                f"to show fewer than {tolerance.changed:.1%} takes {articles_needed(tolerance.changed):,} without one"
+            )
+        if point["f1_limit"] is None and reads_less:
+            return "no labels to judge it on"
+        if point["f1_limit"] is not None and point["f1_limit"] <= -tolerance.f1_loss:
+            return (
+                f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, by {n:,} articles; "
+                f"without a changed decision {articles_needed(tolerance.f1_loss):,} would show that it is not"
+            )
+    return None

@@ -1,0 +1,118 @@
+"""What people read of a benchmark: the card of conditions, the tables, the picture of latency against F1."""
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prefilter_common.benchmark.rows import BenchmarkRow, frontier, name_of
+from prefilter_common.cli import printable, table
+from prefilter_common.files import write_bytes
+
+
+def card(directory: Path, conditions: Mapping, run: Mapping) -> str:
+    """The conditions, before any figure."""
+    c, hardware, versions = conditions, run["hardware"], run["versions"]
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in c["matrix_gflops"].items() if rate)
+    processor = hardware["gpu"] if c["device"] == "cuda" else f"{hardware['cpu']}, {hardware['cores']} cores"
+    libraries = " ".join(
+        f"{name} {versions[name]}" for name in ("torch", "openvino", "onnxruntime") if name in versions
+    )
+    data = run["data"]["test"]
+    name, file = printable(str(directory)), printable(data["file"])
+    return (
+        f"{name} | {processor}, {c['threads']} threads, load before {c['cpu_load_before_percent']:.0f} %\n"
+        f"matrix products, billion operations per second: {rates} | {libraries}\n"
+        f"{data['rows']} articles of {file}, tokens mean {c['mean_tokens']:.0f} max {c['max_tokens']}; "
+        f"{c['timed_articles']} of them one at a time, {c['rounds']} rounds in turn"
+    )
+
+
+def report(result: Mapping) -> str:
+    """Speed, then cost and fidelity of each row; what was refused or skipped and why; the recommendation."""
+    rows = result["rows"]
+    speed = [["", "ms", "p50", "p95", "p99", "speed", "rounds", "bound", "articles/s", "speed"]]
+    cost = [["", "F1 %", "changed", "largest", "MiB", "disk", "load s", ""]]
+    speed += [_speed_cells(row) for row in rows]
+    cost += [_cost_cells(row, result["recommended"]) for row in rows]
+    lines = [
+        table(speed),
+        "ms: per article, one at a time, including tokenising; speed: relative to the first row one at a time; rounds:",
+        "  its range; bound: share of the speed that the matrix products alone would allow; articles/s: in batches",
+        "",
+        table(cost),
+        "changed: share of decisions, at the operating point with the most, and its upper 95 % limit; largest:",
+        "  difference of a score; MiB: peak memory one at a time; disk: MiB",
+        "",
+        *(f"refused: {name_of(row)}: {row['refused']}" for row in rows if row["refused"]),
+        *(f"skipped: {name}: {printable(reason)}" for name, reason in result["skipped"].items()),
+    ]
+    note, two_pass = result["two_pass_on_validation"], result["two_pass"]
+    if "tokens" in note:
+        lines.append(
+            f"two passes: the first reads {two_pass['max_length']} tokens; {note['read_in_full']:.0%} of the "
+            f"validation articles were then read in full, {note['tokens']:.0%} of all tokens"
+        )
+    return "\n".join([*lines, f"recommended: {result['recommended']}, {result['verdict']}"])
+
+
+def _speed_cells(row: BenchmarkRow) -> list[str]:
+    low, high = row["relative_speed_rounds"]
+    return [
+        name_of(row),
+        *(f"{ms:.1f}" for ms in (row["avg_ms"], row["p50_ms"], row["p95_ms"], row["p99_ms"])),
+        f"{row['relative_speed']:.2f}",
+        f"{low:.2f}–{high:.2f}",
+        "–" if row["share_of_bound"] is None else f"{row['share_of_bound']:.0%}",
+        f"{max(row['articles_per_second'].values()):.1f}",
+        f"{row['bulk_relative_speed']:.2f}",
+    ]
+
+
+def _cost_cells(row: BenchmarkRow, recommended: str) -> list[str]:
+    limits = [point["changed_interval"][1] for point in row["parity"]["points"].values()]
+    changed = [point["changed"] for point in row["parity"]["points"].values()]
+    largest = row["parity"]["max_score_difference"]
+    return [
+        f"{name_of(row)} ({row['precision']})",
+        "–" if row["f1"] is None else f"{100 * row['f1']:.1f}",
+        f"{max(changed):.1%} ≤ {max(limits):.1%}" if changed else "–",
+        "–" if largest is None else f"{largest:.1g}",
+        f"{row['peak_memory_mib']}",
+        f"{row['disk_mib']:.0f}",
+        f"{row['load_s']:.1f}",
+        "refused" if row["refused"] else "recommended" if name_of(row) == recommended else "",
+    ]
+
+
+def picture(path: Path, result: Mapping) -> None:
+    """Draw latency against F1 with the useful frontier; nothing where no row has an F1."""
+    rows = [row for row in result["rows"] if row["f1"] is not None]
+    if not rows:
+        return
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes = figure.subplots()
+    useful: list[Any] = list(frontier([row for row in rows if not row["refused"]]))
+    axes.plot(
+        [row["avg_ms"] for row in useful], [row["f1"] for row in useful],
+        color="tab:grey", linewidth=1, zorder=0, label="useful frontier",
+    )  # fmt: skip
+    for number, row in enumerate(rows, start=1):
+        at = row["avg_ms"], row["f1"]
+        recommended = name_of(row) == result["recommended"]
+        colour = "tab:red" if row["refused"] else "tab:green" if recommended else "tab:blue"
+        outcome = ", refused" if row["refused"] else ", recommended" if recommended else ""
+        marker = "x" if row["refused"] else "o"
+        axes.plot(*at, marker, color=colour, label=f"{number}  {name_of(row)}{outcome}")
+        axes.annotate(str(number), at, xytext=(4, 4), textcoords="offset points", size=8)
+    axes.set(xlabel="mean ms per article, one at a time", ylabel="F1 on the test articles", title=result["model"])
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    image = io.BytesIO()
+    figure.savefig(image, dpi=120, format="png")
+    write_bytes(path, image.getvalue())

@@ -1,0 +1,189 @@
+"""Timings and scores of many configurations in, rows out, each with its fidelity, and the one to recommend."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+
+from prefilter_common.benchmark.fidelity import Fidelity, Tolerance, compare_scores, refusal
+from prefilter_common.benchmark.timing import Bulk, Single
+from prefilter_common.evaluation.choice.rules import CRITERIA
+from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.scoring.engines import REFERENCE, EngineName
+from prefilter_common.statistics.metrics import latency_summary, threshold_metrics
+from prefilter_common.statistics.operating_points import DEFAULT
+
+SEED = 0  # of the paired bootstrap
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """An engine and how much of an article it reads."""
+
+    engine: EngineName
+    max_length: int
+    two_pass: TwoPass | None = None
+
+    @property
+    def passes(self) -> int:
+        """1 or 2."""
+        return 2 if self.two_pass else 1
+
+
+@dataclass(frozen=True)
+class Reference:
+    """PyTorch in fp32, every article read in full: what the others are compared with.
+
+    ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
+    other articles on which decisions are compared, the last ``n_val`` of them validation articles; ``operations`` maps
+    the shape of a batch to the operations of its forward pass; ``two_pass_note`` reports how a first pass was chosen.
+    """
+
+    contract: Contract
+    scores: np.ndarray
+    labels: np.ndarray | None
+    n_tokens: np.ndarray
+    operations: Callable[[tuple[int, ...]], float]
+    two_pass_note: dict[str, Any]
+    more: np.ndarray
+    n_val: int
+
+
+class WorkerFacts(TypedDict):
+    """What is known of an engine's process: precision, seconds to load, memory, size on disk."""
+
+    precision: str
+    load_s: float
+    disk_mib: float
+    peak_memory_mib: int
+    peak_memory_bulk_mib: int
+
+
+class BenchmarkRow(WorkerFacts):
+    """One configuration in ``results/benchmark_<model>.json``; ``refused`` is None or the reason."""
+
+    engine: str
+    max_length: int
+    passes: int
+    avg_ms: float
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    min_ms: float
+    max_ms: float
+    tokenize: dict[str, float]
+    forward: dict[str, float]
+    relative_speed: float
+    relative_speed_rounds: list[float]
+    articles_per_second: dict[str, float]
+    bulk_relative_speed: float
+    gflop_per_article: float
+    bound_ms: float | None
+    share_of_bound: float | None
+    f1: float | None
+    f1_interval: list[float] | None
+    parity: Fidelity
+    refused: str | None
+
+
+def row_of(
+    configuration: Configuration, rounds: Sequence[Single], bulk: Mapping[int, Bulk], reference: Reference,
+    reference_ms: Sequence[float], rates: Mapping[str, float | None], tolerance: Tolerance, facts: WorkerFacts,
+    more: np.ndarray,
+) -> BenchmarkRow:  # fmt: skip
+    """Everything that was measured of one configuration.
+
+    Args:
+        bulk: batch size -> the scores of all articles and the time they took.
+        reference_ms: mean milliseconds per article of the reference, by round.
+        more: (k,) scores of the articles of ``reference.more``.
+        rates: billions of operations per second by precision, as the machine multiplies matrices.
+    """
+    tokenize = np.concatenate([single.tokenize for single in rounds])
+    forward = np.concatenate([single.forward for single in rounds])
+    means = [single.mean_ms for single in rounds]
+    ratios = [theirs / ours for theirs, ours in zip(reference_ms, means, strict=True)]
+    n_operations = sum(map(reference.operations, rounds[0].shapes)) / len(rounds[0].forward)
+    rate = rates.get(facts["precision"].split("+")[0])
+    bound_ms = n_operations / rate / 1e6 if rate else None
+    scores = next(iter(bulk.values())).scores
+    # The limits of a first pass were chosen on the validation articles, so these would flatter it.
+    judged = len(more) - (reference.n_val if configuration.two_pass else 0)
+    fidelity = compare_scores(
+        reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
+        (reference.more[:judged], more[:judged]),
+    )  # fmt: skip
+    # The reference differs from itself only by rounding, but a score may lie that close to a threshold.
+    is_reference = configuration == Configuration(REFERENCE, reference.contract.max_length)
+    reads_less = configuration.passes == 2 or configuration.max_length < reference.contract.max_length
+    per_second = {str(size): round(len(scores) / found.seconds, 2) for size, found in bulk.items()}
+    f1, f1_interval = f1_with_interval(reference, scores)
+    summary = latency_summary(tokenize + forward)
+    return {
+        "engine": str(configuration.engine),
+        "precision": facts["precision"],
+        "max_length": configuration.max_length,
+        "passes": configuration.passes,
+        "avg_ms": summary["avg_ms"],
+        "p50_ms": summary["p50_ms"],
+        "p95_ms": summary["p95_ms"],
+        "p99_ms": summary["p99_ms"],
+        "min_ms": summary["min_ms"],
+        "max_ms": summary["max_ms"],
+        "tokenize": latency_summary(tokenize),
+        "forward": latency_summary(forward),
+        "relative_speed": round(float(np.mean(reference_ms) / np.mean(means)), 2),
+        "relative_speed_rounds": [round(float(min(ratios)), 2), round(float(max(ratios)), 2)],
+        "articles_per_second": per_second,
+        "bulk_relative_speed": round(max(per_second.values()) * float(np.mean(reference_ms)) / 1000, 2),
+        "peak_memory_mib": facts["peak_memory_mib"],
+        "peak_memory_bulk_mib": facts["peak_memory_bulk_mib"],
+        "disk_mib": facts["disk_mib"],
+        "load_s": facts["load_s"],
+        "gflop_per_article": round(n_operations / 1e9, 6),
+        "bound_ms": bound_ms and round(bound_ms, 4),
+        "share_of_bound": bound_ms and round(bound_ms / (1000 * float(forward.mean())), 3),
+        "f1": f1,
+        "f1_interval": f1_interval,
+        "parity": fidelity,
+        "refused": None if is_reference else refusal(fidelity, tolerance, reads_less),
+    }
+
+
+def f1_with_interval(reference: Reference, scores: np.ndarray) -> tuple[float | None, list[float] | None]:
+    """F1 at the default threshold and its interval; both None where there are no labels or no numbers."""
+    if reference.labels is None or not np.isfinite(scores).all():
+        return None, None
+    (at,) = threshold_metrics(reference.labels, scores, [reference.contract.thresholds[DEFAULT]])
+    return at["f1"], at["intervals"]["f1"]
+
+
+def recommend(rows: Sequence[BenchmarkRow]) -> BenchmarkRow:
+    """The fastest row, by its mean, of those within the tolerance; the reference always is."""
+    return min((row for row in rows if row["refused"] is None), key=lambda row: row["avg_ms"])
+
+
+def frontier(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
+    """The rows that no other beats in both speed and F1, from the fastest to the best. Every row has an F1."""
+    best, found = -1.0, []
+    for f1, row in sorted(((row["f1"] or 0.0, row) for row in rows), key=lambda item: (item[1]["avg_ms"], -item[0])):
+        if f1 > best:
+            best = f1
+            found.append(row)
+    return found
+
+
+def name_of(row: BenchmarkRow) -> str:
+    """Such as ``openvino-int8 128 two passes``, as tables and pictures name a row."""
+    return f"{row['engine']} {row['max_length']}{' two passes' if row['passes'] == 2 else ''}"
+
+
+def latency_verdict(avg_ms: float) -> str:
+    """The mean against the success criteria."""
+    minimum, target = CRITERIA["cpu_ms"]
+    if avg_ms < target:
+        return f"meets the target (< {target} ms)"
+    if avg_ms < minimum:
+        return f"meets the minimum (< {minimum} ms), not the target (< {target} ms)"
+    return f"misses the minimum (< {minimum} ms)"

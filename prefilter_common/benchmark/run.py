@@ -1,0 +1,223 @@
+"""A benchmark, from loaded articles to the rows of its results."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefilter_common.articles import Article, capped, labels_of
+from prefilter_common.benchmark.fidelity import Tolerance
+from prefilter_common.benchmark.rows import BenchmarkRow, Configuration, Reference, Single, WorkerFacts, row_of
+from prefilter_common.benchmark.timing import Worker, matrix_rates, operations
+from prefilter_common.benchmark.two_pass import FIRST_LENGTHS, choose_two_pass
+from prefilter_common.cli import summary_of
+from prefilter_common.errors import InputError
+from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.models.directory import CONTRACT_FILE, read_contract, write_contract
+from prefilter_common.scoring.conversion import convert
+from prefilter_common.scoring.engines import REFERENCE, EngineName, TorchEngine, Unavailable
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.statistics.calibration import at_temperature
+
+log = logging.getLogger(__name__)
+
+# At most so many training and validation articles are scored to compare decisions.
+MAX_TRAIN, MAX_VAL = 1_000, 200
+
+
+@dataclass(frozen=True)
+class Data:
+    """The articles of one benchmark: those in ``timed``, a part of ``test``, are timed one at a time."""
+
+    test: list[Article]
+    timed: list[Article]
+    train: list[Article] | None
+    val: list[Article] | None
+
+    @property
+    def more(self) -> list[Article]:
+        """Training and then validation articles, on which decisions are compared: 60 test articles show too little."""
+        return [*capped(self.train or [], MAX_TRAIN), *capped(self.val or [], MAX_VAL)]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to compare, on which device and how; ``max_lengths`` is None for the model's own."""
+
+    engines: Sequence[EngineName]
+    max_lengths: Sequence[int] | None
+    passes: Sequence[int]
+    batch_sizes: Sequence[int]
+    tolerance: Tolerance
+    device: str
+    rounds: int
+    threads: int | None
+
+
+def conditions_of(options: Options) -> dict[str, Any]:
+    """Device, threads, load and the machine's matrix rates, before anything is timed. Raises InputError."""
+    import psutil
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch finds no GPU here; install its CUDA build, or pass --device cpu")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    return {
+        "device": options.device,
+        "threads": torch.get_num_threads(),
+        "rounds": options.rounds,
+        "cpu_load_before_percent": psutil.cpu_percent(interval=0.5),
+        "matrix_gflops": matrix_rates(options.device),
+    }
+
+
+def take_reference(directory: Path, data: Data, options: Options) -> Reference:
+    """Score the test articles and, with validation articles, choose the limits of a first pass.
+
+    The contract returned contains those limits; without validation articles, the ones it had. Raises InputError.
+    """
+    scorer = Scorer.load(directory, options.device, REFERENCE)
+    assert isinstance(scorer.engine, TorchEngine)
+    contract = read_contract(directory)
+    two_pass: TwoPass | None = contract.two_pass if contract else None
+    note: dict[str, Any] = {}
+    if contract is None:
+        note = {"reason": f"no {CONTRACT_FILE} to store its limits in; train the model again"}
+    elif data.val and 2 in options.passes:
+        two_pass, note = _choose_two_pass(scorer, data.val)
+    elif two_pass is None:
+        note = {"reason": "no validation articles to choose its limits on; pass --val-data"}
+    encodings = scorer.tokenize(data.test)
+    return Reference(
+        contract=replace(scorer.contract, two_pass=two_pass),
+        scores=scorer.score_encodings(encodings),
+        labels=None if any(article.label is None for article in data.test) else labels_of(data.test),
+        n_tokens=np.array([len(ids) for ids in encodings]),
+        operations=operations(scorer.engine.model),
+        two_pass_note=note,
+        more=scorer.score(data.more) if data.more else np.empty(0),
+        n_val=len(capped(data.val or [], MAX_VAL)),
+    )
+
+
+def _choose_two_pass(scorer: Scorer, val: Sequence[Article]) -> tuple[TwoPass | None, dict[str, Any]]:
+    contract = scorer.contract
+    lengths = [length for length in FIRST_LENGTHS if length < contract.max_length]
+    short = {length: at_temperature(scorer.reading(length).score(val), 1 / contract.temperature) for length in lengths}
+    n_tokens = np.array([len(ids) for ids in scorer.tokenize(val)])
+    return choose_two_pass(labels_of(val), scorer.score(val), short, n_tokens, contract.thresholds)
+
+
+def store_two_pass(directory: Path, two_pass: TwoPass | None) -> None:
+    """Write the limits of the first pass into prefilter.json; a directory without one is left as it is."""
+    contract = read_contract(directory)
+    if contract is not None and contract.two_pass != two_pass:
+        write_contract(directory, replace(contract, two_pass=two_pass))
+
+
+def readings_of(contract: Contract, options: Options) -> list[tuple[int, TwoPass | None]]:
+    """The requested ways of reading an article: tokens, and the limits of a first pass.
+
+    Raises InputError for a length beyond the model's.
+    """
+    lengths = options.max_lengths or [contract.max_length]
+    if max(lengths) > contract.max_length:
+        longest = f"the model reads at most {contract.max_length} tokens"
+        raise InputError(f"--max-lengths {max(lengths)}: {longest}; pass that or less")
+    readings: list[tuple[int, TwoPass | None]] = []
+    if 1 in options.passes:
+        readings += [(length, None) for length in lengths]
+    if 2 in options.passes and contract.two_pass:
+        readings.append((contract.max_length, contract.two_pass))
+    return readings
+
+
+def open_workers(
+    directory: Path, data: Data, options: Options, stack: ExitStack
+) -> tuple[dict[EngineName, Worker], dict[str, str]]:
+    """A process for every available engine, and the reason for every other. The stack ends the processes."""
+    workers, skipped = {}, {}
+    for engine in (REFERENCE, *(name for name in options.engines if name != REFERENCE)):
+        try:
+            convert(directory, engine, data.train, options.device)
+            workers[engine] = stack.enter_context(Worker(directory, engine, options.device, options.threads))
+        except Unavailable as error:
+            skipped[str(engine)] = error.reason
+        except Exception as error:
+            # A model that one library cannot convert must still be timed with the others.
+            if engine == REFERENCE:
+                raise
+            skipped[str(engine)] = summary_of(error)
+            log.warning(f"{engine}: {skipped[str(engine)]}")
+            log.debug("", exc_info=True)
+    return workers, skipped
+
+
+def to_compare(
+    available: Sequence[EngineName], readings: Sequence[tuple[int, TwoPass | None]], max_length: int, options: Options
+) -> list[Configuration]:
+    """Every requested engine that is available, with every way of reading; the reference first."""
+    first = Configuration(REFERENCE, max_length)
+    engines = [engine for engine in available if engine in options.engines]
+    others = (Configuration(engine, *reading) for engine in engines for reading in readings)
+    return [first, *(c for c in others if c != first)]
+
+
+def measure(
+    directory: Path,
+    configurations: Sequence[Configuration],
+    workers: Mapping[EngineName, Worker],
+    reference: Reference,
+    data: Data,
+    rates_before: Mapping[str, float | None],
+    options: Options,
+) -> tuple[list[BenchmarkRow], dict[str, float | None]]:
+    """Time the configurations in turn, then in bulk. Returns a row for each, and the machine's matrix rates."""
+    rounds: dict[Configuration, list[Single]] = {c: [] for c in configurations}
+    for number in range(options.rounds):
+        log.info(f"round {number + 1}/{options.rounds}: {len(configurations)} configurations")
+        for c in configurations:
+            rounds[c].append(workers[c.engine].single(data.timed, c.max_length, c.two_pass))
+    peak = {engine: worker.peak_memory_mib() for engine, worker in workers.items()}
+    bulk = {
+        c: {size: workers[c.engine].bulk(data.test, c.max_length, c.two_pass, size) for size in options.batch_sizes}
+        for c in configurations
+    }
+    more = {
+        c: workers[c.engine].bulk(data.more, c.max_length, c.two_pass, options.batch_sizes[0]).scores
+        if data.more
+        else np.empty(0)
+        for c in configurations
+    }
+    facts = {
+        engine: WorkerFacts(
+            precision=worker.opened["precision"],
+            load_s=worker.opened["load_s"],
+            disk_mib=_disk_mib(directory, engine),
+            peak_memory_mib=round(peak[engine]),
+            peak_memory_bulk_mib=round(worker.peak_memory_mib()),
+        )
+        for engine, worker in workers.items()
+    }
+    # Whatever else runs on the machine can only lower a rate, so the higher of two is closer to what it can do.
+    after = matrix_rates(options.device)
+    rates = {name: rate and max(rate, after[name] or 0.0) for name, rate in rates_before.items()}
+    reference_ms = [single.mean_ms for single in rounds[configurations[0]]]
+    rows = [
+        row_of(c, rounds[c], bulk[c], reference, reference_ms, rates, options.tolerance, facts[c.engine], more[c])
+        for c in configurations
+    ]
+    return rows, rates
+
+
+def _disk_mib(directory: Path, engine: EngineName) -> float:
+    """Size of what the engine needs: its own folder, or the checkpoint's files."""
+    folder = engine.folder(directory)
+    names = ("model.safetensors", "adapter_model.safetensors", "config.json", "tokenizer.json")
+    files = folder.iterdir() if folder else [directory / name for name in names if (directory / name).is_file()]
+    return round(sum(path.stat().st_size for path in files) / 2**20, 1)

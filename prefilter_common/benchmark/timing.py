@@ -1,0 +1,235 @@
+"""How fast is an engine, how much memory does it need, and how close is it to what the machine can do?
+
+Imports nothing heavy at the top: a worker imports this module, and its memory and load time must be its engine's own.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, TypeVar
+
+import numpy as np
+
+from prefilter_common.articles import Article
+from prefilter_common.models.contract import TwoPass
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from transformers import PreTrainedModel
+
+    from prefilter_common.scoring.engines import Engine, EngineName
+    from prefilter_common.scoring.scorer import Scorer
+
+# Side of the matrices that measure the machine: large enough for arithmetic to be the limit.
+MATRIX = 2048
+Answer = TypeVar("Answer")
+
+
+class Opened(TypedDict):
+    """Seconds to load an engine, and the precision that it really uses."""
+
+    load_s: float
+    precision: str
+
+
+@dataclass(frozen=True)
+class Single:
+    """One round: seconds per article to tokenise and to score, both (n,), and the ``shapes`` of the forward passes."""
+
+    tokenize: np.ndarray
+    forward: np.ndarray
+    shapes: list[tuple[int, ...]]
+
+    @property
+    def mean_ms(self) -> float:
+        """Milliseconds per article."""
+        return float(1000 * (self.tokenize + self.forward).mean())
+
+
+@dataclass(frozen=True)
+class Bulk:
+    """Seconds for all articles together, and their (n,) scores."""
+
+    seconds: float
+    scores: np.ndarray
+
+
+class Worker:
+    """One engine in a process of its own, so that load time, peak memory and threads are its own.
+
+    Methods block until the process answers, so only one of several workers computes at a time. The process ends with
+    the worker and, however it is killed, with the process that made it, also in the middle of a computation.
+    """
+
+    def __init__(self, directory: Path, engine: "EngineName", device: str, threads: int | None):
+        context = get_context("spawn")
+        # Nothing is ever sent: the other end sees the pipe close, which the system does for a process that is killed.
+        ours, self._alive = context.Pipe(duplex=False)
+        self._pool = ProcessPoolExecutor(1, context, initializer=_end_with, initargs=(ours,))
+        self.opened: Opened = self._ask(_open, directory, engine, device, threads)
+
+    def single(self, articles: Sequence[Article], max_length: int, two_pass: TwoPass | None) -> Single:
+        """Time each article on its own."""
+        return self._ask(_single, articles, max_length, two_pass)
+
+    def bulk(self, articles: Sequence[Article], max_length: int, two_pass: TwoPass | None, batch_size: int) -> Bulk:
+        """Time all articles together."""
+        return self._ask(_bulk, articles, max_length, two_pass, batch_size)
+
+    def peak_memory_mib(self) -> float:
+        """The peak resident memory of the process so far."""
+        return self._ask(_peak)
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._alive.close()
+        self._pool.shutdown()
+
+    def _ask(self, function: Callable[..., Answer], *args: object) -> Answer:
+        return self._pool.submit(function, *args).result()
+
+
+def _end_with(alive: "Connection") -> None:
+    """In the worker process: exit at once when the other end of the pipe closes; Ctrl-C is left to the parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def wait() -> None:
+        with suppress(EOFError, OSError):
+            alive.recv()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+class _Counting:
+    """An engine that records the shape of each batch."""
+
+    def __init__(self, engine: "Engine"):
+        self.engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        self.shapes.append(input_ids.shape)
+        return self.engine(input_ids, attention_mask)
+
+
+# Of the worker process.
+_scorer: "Scorer"
+_engine: _Counting
+
+
+def _open(directory: Path, engine: "EngineName", device: str, threads: int | None) -> Opened:
+    """Load, timed from the first import on."""
+    global _scorer, _engine
+    start = time.perf_counter()
+    from prefilter_common.scoring.scorer import Scorer
+
+    _scorer = Scorer.load(directory, device if engine.library == "pytorch" else None, engine, threads)
+    seconds = time.perf_counter() - start
+    _scorer.engine = _engine = _Counting(_scorer.engine)
+    return {"load_s": round(seconds, 2), "precision": _engine.precision}
+
+
+def _single(articles: Sequence[Article], max_length: int, two_pass: TwoPass | None) -> Single:
+    from prefilter_common.scoring.latency import time_single_articles
+
+    scorer = _scorer.reading(max_length, two_pass)
+    # The longest article makes the libraries allocate all the memory that they will need.
+    scorer.score([max(articles, key=lambda article: len(article.content))])
+    _engine.shapes.clear()
+    tokenize, forward = time_single_articles(scorer, articles, warmup=0)
+    return Single(tokenize, forward, list(_engine.shapes))
+
+
+def _bulk(articles: Sequence[Article], max_length: int, two_pass: TwoPass | None, batch_size: int) -> Bulk:
+    scorer = _scorer.reading(max_length, two_pass)
+    start = time.perf_counter()
+    scores = scorer.score(articles, batch_size)
+    return Bulk(time.perf_counter() - start, scores)
+
+
+def _peak() -> float:
+    from prefilter_common.runinfo import peak_memory_mib
+
+    return peak_memory_mib()
+
+
+def operations(model: "PreTrainedModel") -> Callable[[tuple[int, ...]], float]:
+    """Floating-point operations of the matrix products in a forward pass over a batch of shape (n, t).
+
+    They are quadratic in t, so torch counts them at three lengths.
+    """
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    lengths = (8, 16, 32)
+    counts = []
+    for length in lengths:
+        ids = torch.full((1, length), 5, device=model.device)
+        # Torch cannot count the fused attention of CPUs, but it can count the plain form.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        counts.append(counter.get_total_flops())
+    polynomial = np.polynomial.Polynomial.fit(lengths, counts, 2).convert()
+    return lambda shape: shape[0] * float(polynomial(shape[1]))
+
+
+def matrix_rates(device: str) -> dict[str, float | None]:
+    """Billions of operations per second in products of large square matrices, by precision; None where not measured.
+
+    fp32 and bf16 with PyTorch, int8 with ONNX Runtime; the best of fifteen.
+    """
+    import torch
+
+    from prefilter_common.scoring.engines import EngineName, Unavailable, check_available
+
+    rates: dict[str, float | None] = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        try:
+            check_available(EngineName("pytorch", name), device)
+        except Unavailable:
+            rates[name] = None
+            continue
+        matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
+        rates[name] = _rate(lambda: (matrix @ matrix)[0, 0].item())  # noqa: B023 - called at once
+    rates["int8"] = _int8_rate() if device == "cpu" else None
+    return rates
+
+
+def _int8_rate() -> float | None:
+    try:
+        import onnx
+        import onnxruntime
+    except ImportError:
+        return None
+    rng = np.random.default_rng(0)
+    weights = onnx.numpy_helper.from_array(rng.integers(-99, 99, (MATRIX, MATRIX), dtype=np.int8), "b")
+    a = onnx.helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, [MATRIX, MATRIX])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [MATRIX, MATRIX])
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["y"])], "g", [a], [y], [weights]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    matrix = rng.integers(0, 255, (MATRIX, MATRIX), dtype=np.uint8)
+    return _rate(lambda: session.run(None, {"a": matrix}))
+
+
+def _rate(multiply: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(16):
+        start = time.perf_counter()
+        multiply()
+        seconds.append(time.perf_counter() - start)
+    return round(2 * MATRIX**3 / min(seconds[1:]) / 1e9, 1)

@@ -1,0 +1,39 @@
+"""Model directories and labelled articles in, results and a choice out.
+
+In: model directories, test articles, and where there are some training, validation, traffic and audited articles. Out:
+one row per model with intervals, slices and operating points, what follows from several of them, what they would do in
+production, the choice of the one to ship, and a page. Does not belong here: how a model is loaded or run (``scoring``),
+and formulas over arrays (``statistics``).
+
+``results/evaluation_results.json``, by key; intervals are [low, high], 95 %:
+
+    <model>           the earlier keys accuracy f1 precision recall avg_inference_ms p50_inference_ms p95_inference_ms
+                      confusion_matrix (rows true, columns predicted, journalism first), at the default threshold
+      .intervals      of f1 precision recall accuracy pr_auc roc_auc; null for the areas where labels are separated
+                      perfectly
+      .slices         by language, characters, source, tokens, read (whole or cut): counts, metrics, intervals; enough
+                      is false below 20 articles. worst_slice: the one of them with the lowest accuracy
+      .calibration    temperature, brier, ece, both also _before it, and reliability bins
+      .operating_points  by name: threshold, metrics and intervals on test
+      .sweep          thresholds 0.50 to 0.99; pr_curve: [threshold, precision, recall]
+      .floor          F1 above the baseline's, beats, beyond_chance
+      .cpu_benchmark_ms  from the benchmark, or null
+      .error          instead of all this: why the model could not be evaluated
+    _baseline         TF-IDF with logistic regression on the same training articles
+    _comparison       best, and every other against it: F1 difference, McNemar, p_adjusted, articles_needed, verdict
+    _integrity        test articles that also occur in train, whole, nearly or in part, with ids; metrics with and
+                      without them; others: validation articles in test and train; what could not have been found
+    _traffic          n_articles, n_distinct texts; flag rates; every pair's agreement, overlap, slices, disagreements,
+                      detectable difference and verdict; uncovered languages, lengths and crossings, uncovered_share
+    _production       by model: prevalence_estimate; panel (at each prevalence and operating point precision, recall,
+                      false-positive rate, per_1000 and saving); blocked (journalism by slice, the worst first)
+    _audit            by model precision, recall, false_positive_rate and prevalence in production, also by slice;
+                      pairs: who is right where two differ; null without --audited
+    _choice           selected, operating_point, favourite, tier, reason, objections (suspect, remedy, part, to_label,
+                      file), cautions, shown, and for each model what it misses and the states shown, not shown, missed
+    _worst_errors     by model, with texts
+    _warnings _settings _test _run  sentences; targets, prevalence, costs and seed; counts; provenance
+
+``results/predictions/<model>.jsonl``: ``id label score language``, one row per test article, in the test file's order.
+``results/review_queue_<model>.jsonl`` and ``audit_<model>.jsonl``: ``traffic.labelling.LabelRow``.
+"""

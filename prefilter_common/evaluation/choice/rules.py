@@ -1,0 +1,165 @@
+"""Which model to ship: the success criteria and decision rules of TRAINING_PLAN.md."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefilter_common.evaluation.choice.objections import differing, objections_to
+from prefilter_common.statistics.operating_points import DEFAULT
+
+CRITERIA = {
+    # (minimum, target)
+    "f1": (0.90, 0.95),
+    "precision": (0.90, 0.95),
+    "recall": (0.85, 0.90),
+    "cpu_ms": (100, 50),
+}
+MEASURES = ("f1", "precision", "recall")
+
+
+def choose(
+    models: Mapping[str, dict],
+    comparison: Mapping[str, Any] | None = None,
+    traffic: Mapping[str, Any] | None = None,
+    audit: Mapping[str, Any] | None = None,
+    queues: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Apply the rules to models at their default operating point.
+
+    The other points are ignored: picking among them by their test figures would be tuning on the test set. Figures of
+    an audit go before those of the test set. Several meet the targets: the fastest, unless they differ on the traffic.
+    Otherwise, of those that meet the minimum, the one with the highest precision, since blocking journalism is worse
+    than letting commerce through. None does: the reason says so. A latency that was not measured counts as met, and the
+    reason says so too. Nothing is selected while ``objections`` stand against the favourite.
+
+    Args:
+        models: name -> ``operating_points`` (name -> metrics with ``intervals``), ``cpu_ms`` (mean milliseconds per
+            article, or None) and ``beats_floor`` (None where there is no floor).
+        comparison, traffic, audit: the sections of the results, or None.
+        queues: model -> the file of its review queue.
+
+    Returns:
+        ``selected`` model and ``operating_point`` (None where there is none), the ``favourite`` of the figures, its
+        ``tier``, the ``reason`` in a sentence, ``objections``, ``cautions``, ``shown`` (every interval lies above the
+        minimum), the ``criteria``, and for every model what it misses and whether that is shown.
+    """
+    assessed = {name: _assess(model, audit and audit["models"].get(name)) for name, model in models.items()}
+    candidates = [{"model": name, **row} for name, row in assessed.items()]
+    result = {
+        "criteria": {key: {"minimum": low, "target": high} for key, (low, high) in CRITERIA.items()},
+        "models": assessed,
+    }
+    passing = [c for c in candidates if c["tier"] != "none"]
+    beaten = {name for pair in (audit or {"pairs": []})["pairs"] if pair["better"]
+              for name in pair["models"] if name != pair["better"]}  # fmt: skip
+    passing = [c for c in passing if c["model"] not in beaten] or passing
+    if not passing:
+        return {
+            "selected": None, "operating_point": None, "favourite": None, "tier": "none", "shown": False,
+            "reason": _none_reason(candidates), "objections": [], "cautions": [], **result,
+        }  # fmt: skip
+    targets = [c for c in passing if c["tier"] == "target"]
+    apart = differing(traffic, {c["model"] for c in targets})
+    if targets and not apart:
+        best = min(targets, key=lambda c: (_ms(c), -c["precision"], -c["f1"]))
+    else:
+        best = min(targets or passing, key=lambda c: (-c["precision"], -c["f1"], _ms(c)))
+    objections = objections_to(best["model"], set(models), assessed, comparison, traffic, audit, queues or {})
+    reason = _reason(best, [c["model"] for c in targets], len(passing), len(models), bool(apart))
+    return {
+        "selected": None if objections else best["model"],
+        "operating_point": None if objections else best["operating_point"],
+        "favourite": best["model"],
+        "tier": "undecided" if objections else best["tier"],
+        "shown": all(state == "shown" for state in best["states"].values()),
+        "reason": f"None yet. On the figures alone: {reason}" if objections else reason,
+        "objections": objections,
+        "cautions": _cautions(best, models[best["model"]], traffic, audit),
+        **result,
+    }
+
+
+def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A model's figures, and which criteria they meet; the audit's where it has precision and recall."""
+    metrics = model["operating_points"][DEFAULT]
+    source, intervals = "test", dict(metrics["intervals"])
+    values = {key: metrics[key] for key in MEASURES}
+    if audited and None not in (audited["precision"], audited["recall"]):
+        source = "audit"
+        values = {key: audited[key] for key in MEASURES}
+        # No interval of F1 is estimated: it lies between the two that it is made of.
+        intervals = {key: audited["intervals"][key] for key in ("precision", "recall")}
+        intervals["f1"] = [min(limits) for limits in zip(*intervals.values(), strict=True)]
+    values["cpu_ms"] = model["cpu_ms"]
+    misses = {tier: _missed(values, i) for i, tier in enumerate(("minimum", "target"))}
+    tier = "none" if misses["minimum"] else "minimum" if misses["target"] else "target"
+    states = {key: state_of(values[key], intervals[key], CRITERIA[key][0]) for key in MEASURES}
+    return {"operating_point": DEFAULT, "tier": tier, **values, "intervals": intervals, "source": source,
+            "misses": misses, "states": states}  # fmt: skip
+
+
+def state_of(value: float, interval: Sequence[float], criterion: float) -> str:
+    """``shown`` where the whole interval meets the criterion, ``missed`` where the value does not; or ``not shown``."""
+    return "missed" if value < criterion else "shown" if interval[0] >= criterion else "not shown"
+
+
+def _missed(values: Mapping[str, Any], tier: int) -> list[str]:
+    missed = [key for key in MEASURES if values[key] < CRITERIA[key][tier]]
+    ms = values["cpu_ms"]
+    return missed + (["cpu_ms"] if ms is not None and ms >= CRITERIA["cpu_ms"][tier] else [])
+
+
+def _ms(candidate: dict) -> float:
+    return float("inf") if candidate["cpu_ms"] is None else candidate["cpu_ms"]
+
+
+def _figures(c: dict) -> str:
+    latency = "CPU latency not measured" if c["cpu_ms"] is None else f"{c['cpu_ms']:.0f} ms on the CPU"
+    return f"precision {c['precision']:.1%}, recall {c['recall']:.1%}, F1 {c['f1']:.1%}, {latency}"
+
+
+def _reason(best: dict, targets: Sequence[str], n_passing: int, n_models: int, apart: bool) -> str:
+    source = "" if best["source"] == "test" else " in the audit"
+    where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)}{source})"
+    if best["tier"] == "target":
+        others = "" if n_models == 1 else " and is the only one that does"
+        if len(targets) > 1:
+            by = "has the highest precision" if apart else "is the fastest"
+            others = f" and {by} of the {len(targets)} that do"
+        return f"{where} meets every target that was measured{others}."
+    missed = ", ".join(_shown(key) for key in best["misses"]["target"])
+    others = f"; of the {n_passing} that do it has the highest precision" if n_passing > 1 else ""
+    return f"{where} meets the minimum, though not the target for {missed}{others}."
+
+
+def _none_reason(candidates: list[dict]) -> str:
+    if not candidates:
+        return "No model could be evaluated."
+    closest = min(candidates, key=lambda c: (len(c["misses"]["minimum"]), -c["precision"], -c["f1"]))
+    missed = ", ".join(_shown(key) for key in closest["misses"]["minimum"])
+    fix = "a faster engine is needed" if closest["misses"]["minimum"] == ["cpu_ms"] else "more data is needed"
+    return f"None meets the minimum: {fix}. Closest is {closest['model']} ({_figures(closest)}), which misses {missed}."
+
+
+def _cautions(best: dict, model: Mapping, traffic: Mapping | None, audit: Mapping | None) -> list[str]:
+    cautions = []
+    for key, state in best["states"].items():
+        if state == "not shown":
+            cautions.append(
+                f"{_shown(key)} may be below the minimum of {CRITERIA[key][0]:.0%}: its interval begins at "
+                f"{best['intervals'][key][0]:.1%}; more {best['source']} articles would tell"
+            )
+    if not traffic:
+        cautions.append("it was judged on test articles only: pass --traffic with recent articles of your own")
+    elif not audit:
+        cautions.append("its precision in production was not measured: draw a sample with --audit, and label it")
+    if best["cpu_ms"] is None:
+        cautions.append(
+            "CPU latency was not measured: run python benchmark_inference.py on the machine that will serve"
+        )
+    if model["beats_floor"] is False:
+        cautions.append("it does not beat TF-IDF with logistic regression, which is far cheaper")
+    return cautions
+
+
+def _shown(key: str) -> str:
+    return {"f1": "F1", "cpu_ms": "CPU latency"}.get(key, key)

@@ -1,0 +1,227 @@
+"""Has the traffic, or what a model does with it, changed?
+
+    python -m prefilter_common.evaluation.drift reference.jsonl scored.jsonl
+
+Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". Compared is what
+both files have: flag rate, scores, languages, lengths. A change counts where it is larger than its bound and beyond
+chance.
+
+The last line on stdout is one JSON object. Exit code 0: no such change; 3: at least one, for cron; 2: bad input.
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+from scipy.stats import chi2, ncx2
+
+from prefilter_common.articles import Article
+from prefilter_common.cli import HelpFormatter, exit_code, fraction, positive_float
+from prefilter_common.errors import InputError
+from prefilter_common.evaluation.language import languages
+from prefilter_common.evaluation.slices import CHARACTERS, buckets, characters
+from prefilter_common.statistics.intervals import ratio_interval
+from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
+
+CHANGED = 3
+SCORE_BINS = 10
+# Rarer languages count together.
+RARE = 0.01
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One file: what is known of all its rows, else None. ``flags``, ``scores``, ``characters`` (n,)."""
+
+    flags: np.ndarray | None
+    scores: np.ndarray | None
+    languages: list[str] | None
+    characters: np.ndarray | None
+
+
+class Change(TypedDict):
+    """One comparison: its value, interval and bound, and whether it is beyond the bound and beyond chance."""
+
+    what: str
+    value: float
+    interval: list[float]
+    bound: float
+    changed: bool
+    detail: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Read both files, compare what both have, print. Returns the exit code."""
+    args = parse_args(argv)
+    before, now = (read_traffic(path, args.threshold) for path in (args.reference, args.scored))
+    changes = compare_traffics(before, now, args.max_ratio, args.max_psi)
+    if not changes:
+        raise InputError(
+            f"{args.scored}: has nothing to compare with {args.reference}; both need a score, or title and content"
+        )
+    for change in changes:
+        low, high = change["interval"]
+        state = "CHANGED" if change["changed"] else "no change shown"
+        print(f"{change['what']}: {state}; {change['value']:.3g} ({low:.3g} to {high:.3g}, bound {change['bound']:g}); "
+              f"{change['detail']}")  # fmt: skip
+    changed = [change["what"] for change in changes if change["changed"]]
+    print(json.dumps({"changed": changed, "changes": changes}, ensure_ascii=False, separators=(",", ":")))
+    return CHANGED if changed else 0
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m prefilter_common.evaluation.drift", description=__doc__, formatter_class=HelpFormatter
+    )
+    parser.add_argument("reference", type=Path, metavar="REFERENCE", help="rows to compare with, JSON Lines")
+    parser.add_argument("scored", type=Path, metavar="SCORED", help="later rows, JSON Lines")
+    parser.add_argument(
+        "--max-ratio",
+        type=positive_float,
+        default=1.5,
+        metavar="R",
+        help="largest factor between flag rates",
+    )
+    parser.add_argument(
+        "--max-psi",
+        type=positive_float,
+        default=0.2,
+        metavar="P",
+        help="largest population stability index of scores, languages and lengths",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=fraction,
+        default=0.5,
+        metavar="T",
+        help='lowest score that is flagged, without "is_commerce"',
+    )
+    return parser.parse_args(argv)
+
+
+def read_traffic(path: Path, threshold: float) -> Traffic:
+    """What all rows of a file have. Raises InputError with file and line."""
+    rows = list(_rows(path))
+    if not rows:
+        raise InputError(f"{path}: contains no rows; expected one JSON object per line")
+    scores = flags = None
+    if all("score" in row for row in rows):
+        scores = np.array([row["score"] for row in rows], float)
+        flags = np.array([row.get("is_commerce", row["score"] >= threshold) for row in rows], bool)
+    if not all("title" in row or "content" in row or "text" in row for row in rows):
+        named = all(row.get("language") for row in rows)
+        return Traffic(flags, scores, [str(row["language"]) for row in rows] if named else None, None)
+    articles = [
+        Article(str(row.get("title") or ""), str(row.get("content") or row.get("text") or ""),
+                language=row.get("language"))
+        for row in rows
+    ]  # fmt: skip
+    return Traffic(flags, scores, languages(articles), characters(articles))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the path") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); check the file") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: invalid JSON ({error}); fix or delete it") from None
+        score = row.get("score", 0.0) if isinstance(row, dict) else None
+        if not isinstance(score, (int, float)) or not 0 <= score <= 1:
+            raise InputError(f'{path}, line {number}: needs a JSON object whose "score" is a number from 0 to 1')
+        found.append(row)
+    return found
+
+
+def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: float) -> list[Change]:
+    """Every comparison for which both files have what it takes."""
+    changes = []
+    if before.flags is not None and now.flags is not None:
+        changes.append(flag_change(before.flags, now.flags, max_ratio))
+    if before.scores is not None and now.scores is not None:
+        # Equally full bins of the reference; where many scores are equal there are fewer.
+        edges = np.unique(np.quantile(before.scores, np.arange(1, SCORE_BINS) / SCORE_BINS))
+        bins = [np.searchsorted(edges, found, side="right").astype(str) for found in (before.scores, now.scores)]
+        changes.append(mix_change("scores", bins[0].tolist(), bins[1].tolist(), max_psi))
+    if before.languages is not None and now.languages is not None:
+        common: set[str] = set()
+        for spoken in (before.languages, now.languages):
+            common |= {name for name, n in Counter(spoken).items() if n >= RARE * len(spoken)}
+        named = [[name if name in common else "other" for name in t] for t in (before.languages, now.languages)]
+        changes.append(mix_change("languages", named[0], named[1], max_psi))
+    if before.characters is not None and now.characters is not None:
+        lengths = [buckets(found, CHARACTERS) for found in (before.characters, now.characters)]
+        changes.append(mix_change("lengths", lengths[0], lengths[1], max_psi))
+    return changes
+
+
+def flag_change(before: np.ndarray, now: np.ndarray, bound: float) -> Change:
+    """The ratio of the later flag rate to the earlier one, with Koopman's interval."""
+    rates = float(before.mean()), float(now.mean())
+    low, high = (float(limit) for limit in ratio_interval(now.sum(), len(now), before.sum(), len(before)))
+    high = min(high, 1e9)  # infinity is no JSON
+    value = rates[1] / rates[0] if rates[0] else (1.0 if not rates[1] else 1e9)
+    beyond = max(value, 1 / value if value else np.inf) > bound
+    return {
+        "what": "flag rate", "value": value, "interval": as_interval(low, high), "bound": bound,
+        "changed": bool(beyond and not low <= 1 <= high),
+        "detail": f"{rates[0]:.2%} of {len(before):,} before, {rates[1]:.2%} of {len(now):,} now",
+    }  # fmt: skip
+
+
+def mix_change(what: str, before: Sequence[str], now: Sequence[str], bound: float) -> Change:
+    """The population stability index of two samples of categories, less what chance alone adds, and its interval.
+
+    Half an article is added to each category. Times n·m / (n + m) the index follows a noncentral chi-squared
+    distribution, whose noncentrality has the limits that make what was seen a 2.5 % event.
+    """
+    names = sorted({*before, *now})
+    counts = [np.array([Counter(values)[name] for name in names], float) + 0.5 for values in (before, now)]
+    p, q = (count / count.sum() for count in counts)
+    index = float(((q - p) * np.log(q / p)).sum())
+    scale = len(before) * len(now) / (len(before) + len(now))
+    freedom = max(len(names) - 1, 1)
+    limits = [
+        _noncentrality(index * scale, freedom, tail) / scale for tail in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
+    ]
+    most = sorted(zip(q - p, names, p, q, strict=True), key=lambda row: -abs(row[0]))[:3]
+    value = max(index - freedom / scale, 0.0)
+    return {
+        "what": what, "value": value, "interval": as_interval(*limits), "bound": bound,
+        "changed": bool(value > bound and limits[0] > 0),
+        "detail": "; ".join(f"{_named(what, name)} {a:.1%} before, {b:.1%} now" for _, name, a, b in most),
+    }  # fmt: skip
+
+
+def _noncentrality(seen: float, freedom: int, tail: float) -> float:
+    """The noncentrality at which a share ``tail`` of the distribution lies below ``seen``; 0 where there is none."""
+    if chi2.cdf(seen, freedom) <= tail:
+        return 0.0
+    low, high = 0.0, seen + 10 * (1 + seen) ** 0.5 + 10
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ncx2.cdf(seen, freedom, middle) > tail else (low, middle)
+    return low
+
+
+def _named(what: str, name: str) -> str:
+    return f"bin {int(name) + 1}" if what == "scores" else name
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

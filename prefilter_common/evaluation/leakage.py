@@ -1,0 +1,144 @@
+"""Articles that occur in two of the splits, whole or in part, and what they do to the figures."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from prefilter_common.articles import Article, labels_of
+from prefilter_common.evaluation.sections import Scored
+from prefilter_common.statistics.metrics import threshold_metrics
+
+# Unrelated web pages of one language reach 0.45, pages generated from one template 0.5 to 0.7.
+NEAR_DUPLICATE = 0.65
+# Half of the shorter text, word for word, is in the longer one.
+CONTAINED = 0.5
+# Characters in a row that are compared: in a Chinese text a long phrase, elsewhere two or three words.
+SHINGLE = 12
+# A text with fewer is found only as an exact or a near duplicate: a headline of five words may be a coincidence.
+MIN_SHINGLES = 40
+# Articles compared at once with all others: keeps the similarities to 50,000 below 200 MB.
+COMPARED_AT_ONCE = 500
+NOT_FOUND = "a paraphrase, a translation, and a text of fewer than 50 characters inside a longer one are not found"
+
+
+def integrity_section(
+    train: Sequence[Article] | None,
+    articles: Sequence[Article],
+    models: Mapping[str, Scored],
+    val: Sequence[Article] | None,
+) -> dict[str, Any] | None:
+    """Which test articles occur in the training set too, every model's metrics with and without them, and whether
+    validation articles occur in either. None where there is nothing to compare with."""
+    others = {}
+    if val:
+        others["validation articles in the test set"] = shared_articles(articles, val)
+        if train:
+            others["validation articles in the training set"] = shared_articles(train, val)
+    if not train:
+        return {"n_train": 0, "others": others} if others else None
+    shared = shared_articles(train, articles)
+    keep = np.ones(len(articles), bool)
+    keep[[row["position"] for row in shared]] = False  # not by id: two articles may have the same
+    labels = labels_of(articles)
+    rows = {}
+    for name, model in models.items():
+        (with_them,) = threshold_metrics(labels, model.scores, [model.threshold])
+        (without,) = threshold_metrics(labels[keep], model.scores[keep], [model.threshold])
+        rows[name] = {"with": with_them, "without": without}
+    kinds = [row["kind"] for row in shared]
+    return {
+        "n_train": len(train),
+        "n_test": len(articles),
+        **{f"n_{kind}": kinds.count(kind) for kind in ("exact", "near", "contained")},
+        "n_too_short": sum(len(_shingles(text)) < MIN_SHINGLES for text in _texts(articles, None)),
+        "not_found": NOT_FOUND,
+        "shared": shared,
+        "others": others,
+        "models": rows,
+    }
+
+
+def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[dict]:
+    """The test articles that also occur in ``train``, exactly, nearly or in part, with the most similar one there.
+
+    Near: the cosine between the sets of five-character sequences within words, over the first 5,000 characters of each
+    text, is 0.65 or more. Contained: half or more of the sequences of 12 characters of the shorter text are in the
+    longer one, whole texts compared (Broder 1997), as when one is the snippet of the other. Case and white space are
+    ignored. ``similarity`` is 1.0, the cosine, or the share contained.
+    """
+    vectorizer = HashingVectorizer(
+        analyzer="char_wb", ngram_range=(5, 5), binary=True, alternate_sign=False, dtype=np.float32, n_features=2**22
+    )
+    # Transposed once: scipy's product would otherwise visit every column, of which there is one per hash.
+    seen = csr_matrix(vectorizer.transform(_texts(train, 5_000))).T.tocsr()
+    exact = {_plain(text): a for text, a in zip(_texts(train, None), train, strict=True)}
+    contained = _containment(_texts(train, None), _texts(test, None))
+    found = []
+    for start in range(0, len(test), COMPARED_AT_ONCE):
+        part = test[start : start + COMPARED_AT_ONCE]
+        similar = vectorizer.transform(_texts(part, 5_000)) @ seen
+        for position, (article, row) in enumerate(zip(part, similar, strict=True), start=start):
+            twin = exact.get(_plain(f"{article.title} {article.content}"))
+            cosine = float(row.data.max()) if row.nnz else 0.0
+            share, source = contained[position]
+            if twin is not None:
+                kind, similarity, other = "exact", 1.0, twin
+            elif cosine >= NEAR_DUPLICATE:
+                kind, similarity, other = "near", round(min(cosine, 1.0), 4), train[row.indices[row.data.argmax()]]
+            elif share >= CONTAINED:
+                kind, similarity, other = "contained", round(share, 4), train[source]
+            else:
+                continue
+            found.append({
+                "id": article.id, "position": position, "train_id": other.id, "similarity": similarity, "kind": kind,
+                "same_label": article.label == other.label,
+            })  # fmt: skip
+    return found
+
+
+def _containment(train: Sequence[str], test: Sequence[str]) -> list[tuple[float, int]]:
+    """For each test text the largest share of the shorter text's shingles that it has in common with a training text,
+    and which; (0, 0) for a text too short to tell. Only the shingles of the test texts are kept in memory."""
+    ours = [_shingles(text) for text in test]
+    sizes = np.array([len(shingles) for shingles in ours])
+    owners = np.repeat(np.arange(len(test)), sizes)
+    known = np.concatenate([*ours, np.empty(0, np.uint64)])
+    order = np.argsort(known, kind="stable")
+    known, owners = known[order], owners[order]
+    best, where = np.zeros(len(test)), np.zeros(len(test), int)
+    for number, text in enumerate(train):
+        theirs = _shingles(text)
+        if len(theirs) < MIN_SHINGLES:
+            continue
+        first, last = np.searchsorted(known, theirs, "left"), np.searchsorted(known, theirs, "right")
+        hit = last > first
+        if not hit.any():
+            continue
+        owned = [owners[a:b] for a, b in zip(first[hit].tolist(), last[hit].tolist(), strict=True)]
+        shared = np.bincount(np.concatenate(owned), minlength=len(test))
+        share = np.where(sizes >= MIN_SHINGLES, shared / np.maximum(np.minimum(sizes, len(theirs)), 1), 0.0)
+        better = share > best
+        best[better], where[better] = share[better], number
+    return list(zip(best.tolist(), where.tolist(), strict=True))
+
+
+def _shingles(text: str) -> np.ndarray:
+    """The distinct hashes of all sequences of 12 characters, sorted."""
+    codes = np.frombuffer(_plain(text).encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
+    if len(codes) < SHINGLE:
+        return np.empty(0, np.uint64)
+    hashes = np.zeros(len(codes) - SHINGLE + 1, np.uint64)
+    for i in range(SHINGLE):  # arithmetic modulo 2^64
+        hashes = hashes * np.uint64(1_099_511_628_211) + codes[i : len(codes) - SHINGLE + 1 + i]
+    return np.unique(hashes)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _texts(articles: Sequence[Article], limit: int | None) -> list[str]:
+    return [f"{a.title} {a.content}"[:limit] for a in articles]

@@ -1,0 +1,171 @@
+"""From the test set to production: precision where commerce is rare, what is blocked of 1,000 articles, and whose."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from prefilter_common.articles import JOURNALISM, Article, labels_of
+from prefilter_common.evaluation.sections import Scored
+from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, crossed_slices
+from prefilter_common.statistics.intervals import effective_size
+from prefilter_common.statistics.metrics import as_interval, counts_at, wilson
+from prefilter_common.statistics.operating_points import DEFAULT
+from prefilter_common.statistics.prevalence import (
+    Confusion,
+    Costs,
+    journalism_needed,
+    per_thousand,
+    precision_at,
+    prevalence_from_flags,
+    saving,
+)
+
+BEST_SAVING = "best_saving"
+NEVER = 1.000001  # no score reaches it: nothing is blocked
+ESTIMATED, AUDITED = "estimated from the traffic", "found by the audit"
+
+
+def production_section(
+    test: Sequence[Article],
+    models: Mapping[str, Scored],
+    traffic: Mapping[str, Any] | None,
+    copies: np.ndarray | None,
+    audit: Mapping[str, Any] | None,
+    assumed: Sequence[float],
+    target_precision: float,
+    costs: Costs | None,
+) -> dict[str, Any]:
+    """For each model and operating point, what it would do at each share of commerce.
+
+    Args:
+        traffic: the section of that name, for the flag rates; with ``copies``, how often each distinct text occurs.
+        audit: the section of that name, for the share of commerce that it found.
+        assumed: shares of commerce to show; that of the traffic is added where it can be estimated.
+    """
+    labels = labels_of(test)
+    n_effective = 0.0 if copies is None else effective_size(copies)
+    rows = {}
+    for name, model in models.items():
+        rate = traffic and traffic["flag_rates"][name][DEFAULT]
+        estimate = _estimate(labels, model, rate, n_effective)
+        shares = [{"share": share, "source": "assumed", "interval": None} for share in assumed]
+        if estimate and estimate["share"] is not None:
+            shares.append({**estimate, "source": ESTIMATED})
+        if audit and name in audit["models"]:
+            found = audit["models"][name]
+            shares.append({
+                "share": found["prevalence"], "interval": found["intervals"]["prevalence"], "source": AUDITED,
+            })  # fmt: skip
+        points = dict(model.thresholds)
+        if costs and model.validation:
+            points[BEST_SAVING] = best_saving_threshold(*model.validation, assumed[0], costs)
+        rows[name] = {
+            "prevalence_estimate": estimate,
+            "panel": [
+                _panel_row(labels, model.scores, point, threshold, share, costs)
+                for share in shares
+                for point, threshold in points.items()
+            ],
+            "blocked": blocked_by_slice(test, model),
+        }
+    return {
+        "assumed": list(assumed),
+        "costs": costs,
+        "journalism_needed": {str(share): journalism_needed(share, target_precision) for share in assumed},
+        "models": rows,
+    }
+
+
+def confusion_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Confusion:
+    """The counts on labelled articles at one threshold."""
+    tp, fp, fn, tn = (int(count[0]) for count in counts_at(labels, scores, np.array([threshold])))
+    return {"tp": tp, "n_commerce": tp + fn, "fp": fp, "n_journalism": fp + tn}
+
+
+def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: float, costs: Costs) -> float:
+    """The threshold with the highest expected saving on (n,) validation articles.
+
+    Half a false alarm is added, or else a few journalism articles without one would show that there never is one.
+    """
+    present = np.unique(scores)
+    candidates = np.append((present[1:] + present[:-1]) / 2, NEVER)
+    tp, fp, fn, tn = counts_at(labels, scores, candidates)
+    found, blocked = tp / np.maximum(tp + fn, 1), (fp + 0.5) / (fp + tn + 1)
+    gain = prevalence * found * costs["per_article"]
+    loss = (1 - prevalence) * blocked * (costs["of_blocking"] - costs["per_article"])
+    total = np.where(tp + fp > 0, gain - loss, 0.0)
+    return round(float(candidates[total.argmax()]), 6)
+
+
+def _estimate(
+    labels: np.ndarray, model: Scored, rate: Mapping[str, Any] | None, n_effective: float
+) -> dict[str, Any] | None:
+    """The share of commerce in the traffic, from the flag rate; with a warning where it cannot be believed."""
+    if not rate:
+        return None
+    confusion = confusion_at(labels, model.scores, model.threshold)
+    found = prevalence_from_flags(rate["rate"], n_effective, confusion)
+    low, high = (float(limit) for limit in wilson(confusion["fp"], confusion["n_journalism"]))
+    warning = None
+    if rate["interval"][1] < low:
+        warning = (
+            f"it flags {rate['rate']:.1%} of the traffic, fewer than the {low:.1%} to {high:.1%} that false alarms "
+            "alone would give by the test set: the traffic is of another kind, and no share of commerce fits both"
+        )
+    elif found is None:
+        warning = "it flags journalism as often as commerce on the test set: no share of commerce can be estimated"
+    if found is None or warning:
+        return {"share": None, "interval": None, "warning": warning}
+    return {"share": found[0], "interval": found[1], "warning": None}
+
+
+def _panel_row(
+    labels: np.ndarray, scores: np.ndarray, point: str, threshold: float, share: Mapping[str, Any], costs: Costs | None
+) -> dict[str, Any]:
+    confusion = confusion_at(labels, scores, threshold)
+    prevalence = share["share"]
+    precision, limits = precision_at(prevalence, confusion)
+    saved = saving(prevalence, confusion, costs) if costs else None
+    n_commerce, n_journalism = confusion["n_commerce"], confusion["n_journalism"]
+    return {
+        "prevalence": prevalence,
+        "prevalence_interval": share["interval"],
+        "source": share["source"],
+        "point": point,
+        "threshold": threshold,
+        "precision": precision,
+        "recall": confusion["tp"] / n_commerce if n_commerce else None,
+        "false_positive_rate": confusion["fp"] / n_journalism if n_journalism else None,
+        "intervals": {
+            "precision": as_interval(*limits),
+            "recall": as_interval(*wilson(confusion["tp"], n_commerce)),
+            "false_positive_rate": as_interval(*wilson(confusion["fp"], n_journalism)),
+        },
+        "per_1000": per_thousand(prevalence, confusion),
+        "saving_per_1000": saved and saved[0],
+        "saving_interval": saved and saved[1],
+    }
+
+
+def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[dict[str, Any]]:
+    """Share of the journalism that is blocked, by language, by length and by both at once, the worst first."""
+    journalism, blocked = labels_of(test) == JOURNALISM, model.decisions
+    rows = []
+    for part in [*(p for p in article_slices(test) if p.by != "source"), *crossed_slices(test)]:
+        n, k = int((part.members & journalism).sum()), int((part.members & journalism & blocked).sum())
+        if n:
+            rows.append({
+                "by": part.by, "value": part.value, "n_journalism": n, "n_blocked": k, "rate": k / n,
+                "interval": as_interval(*wilson(k, n)), "enough": n >= MIN_ARTICLES,
+            })  # fmt: skip
+    return sorted(rows, key=lambda row: (not row["enough"], -row["rate"], -row["n_journalism"]))
+
+
+def production_warnings(section: Mapping[str, Any]) -> list[str]:
+    """What speaks against the estimates, one sentence each."""
+    return [
+        f"{name}: {row['prevalence_estimate']['warning']}"
+        for name, row in section["models"].items()
+        if row["prevalence_estimate"] and row["prevalence_estimate"]["warning"]
+    ]

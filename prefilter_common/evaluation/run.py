@@ -1,0 +1,200 @@
+"""Running the models: from loaded articles to each model's scores and row of the results."""
+
+import gc
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prefilter_common.articles import Article, labels_of, spread_by_length
+from prefilter_common.cli import summary_of
+from prefilter_common.errors import InputError
+from prefilter_common.evaluation import sections
+from prefilter_common.evaluation.sections import Scored
+from prefilter_common.evaluation.traffic.audit import Audit
+from prefilter_common.models.contract import Contract
+from prefilter_common.models.directory import (
+    cpu_benchmark_ms,
+    read_contract,
+    read_validation,
+    write_contract,
+    write_predictions,
+)
+from prefilter_common.processes import is_main_process, process_count, wait_for_all
+from prefilter_common.scoring.engines import Engine, EngineName
+from prefilter_common.scoring.latency import time_single_articles
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.statistics.metrics import latency_summary
+from prefilter_common.statistics.operating_points import DEFAULT, choose_thresholds
+from prefilter_common.statistics.prevalence import Costs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The articles of one evaluation; None where there is no such file.
+
+    On ``val`` thresholds are chosen; ``beside`` are validation articles that are only checked for duplicates.
+    """
+
+    test: list[Article]
+    train: list[Article] | None
+    val: list[Article] | None
+    traffic: list[Article] | None
+    beside: list[Article] | None = None
+    audit: Audit | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to evaluate, and the folder to write.
+
+    ``traffic_models`` is None to compare every two on the traffic; ``prevalence`` are shares of commerce in production,
+    the first of which thresholds are chosen for; ``audit`` says how many flagged and unflagged articles to draw.
+    """
+
+    output: Path
+    engine: EngineName
+    batch_size: int
+    latency_samples: int
+    target_precision: float
+    traffic_models: tuple[str, str] | None
+    seed: int
+    prevalence: tuple[float, ...] = (0.05,)
+    costs: Costs | None = None
+    audit: tuple[int, int] | None = None
+
+
+def evaluate_each(
+    directories: Sequence[Path], data: Data, options: Options
+) -> tuple[dict[str, Scored], dict[str, dict[str, Any]]]:
+    """Run every model: its scores, where it has some, and its row of the results, which may be an ``error``."""
+    models, rows = {}, {}
+    for number, directory in enumerate(directories, start=1):
+        log.info(f"model {number}/{len(directories)}: {directory}")
+        try:
+            models[directory.name], rows[directory.name] = evaluate(directory, data, options)
+        except Exception as error:
+            # Whatever is wrong with one directory, the others must still be evaluated.
+            log.error(f"{directory.name}: {summary_of(error)}")
+            log.debug("", exc_info=True)
+            rows[directory.name] = {"error": f"{type(error).__name__}: {error}"}
+    return models, rows
+
+
+def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, dict[str, Any]]:
+    """Run one model on all articles; write its predictions and operating points.
+
+    Returns its scores and its row of the results, which is empty except in the main process.
+    """
+    scorer = Scorer.load(directory, engine=options.engine)
+    contract = scorer.contract
+    test = _scores(scorer, data.test, "test", options)
+    traffic = _scores(scorer, data.traffic, "traffic", options) if data.traffic else None
+    audited = _scores(scorer, data.audit.articles, "audited", options) if data.audit else None
+    validation = read_validation(directory)
+    if validation is None and data.val:
+        validation = labels_of(data.val), _scores(scorer, data.val, "validation", options)
+    model = Scored(
+        scores=test,
+        n_tokens=np.array([len(ids) for ids in scorer.tokenizer.encode(data.test)]),
+        max_length=contract.max_length,
+        temperature=contract.temperature,
+        thresholds=operating_points(directory, contract, validation, options),
+        traffic=traffic,
+        audited=audited,
+        validation=validation,
+    )
+    row = {}
+    if is_main_process():  # only one process measures; the rest wait
+        tokenize, forward = time_single_articles(scorer, spread_by_length(data.test, options.latency_samples))
+        latency = latency_summary(tokenize + forward)
+        row = {
+            **sections.model_row(data.test, model, options.seed, data.train),
+            **{f"{name}_inference_ms": latency[f"{name}_ms"] for name in ("avg", "p50", "p95")},
+            "latency_articles": len(forward),
+            "cpu_benchmark_ms": cpu_benchmark_ms(directory),
+            "n_articles": len(data.test),
+            "engine": str(scorer.engine.name),
+            "device": str(getattr(scorer.engine, "device", "cpu")),
+            "max_length": contract.max_length,
+        }
+        write_predictions(options.output / "predictions" / f"{directory.name}.jsonl", data.test, model.scores)
+    wait_for_all()
+    del scorer
+    free_memory()
+    return model, row
+
+
+def _scores(scorer: Scorer, articles: Sequence[Article], role: str, options: Options) -> np.ndarray:
+    scores = score_together(scorer, articles, options.batch_size)
+    if bad := int((~np.isfinite(scores)).sum()):
+        raise InputError(f"{bad} {role} articles have scores that are not numbers")
+    return scores
+
+
+def free_memory() -> None:
+    """Free what the last model took, on the GPU too, before the next one is loaded."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _EveryNth:
+    """The share of one process in a job of ``count``: every ``count``-th batch; the others get log-odds of -inf."""
+
+    def __init__(self, engine: Engine, index: int, count: int):
+        self.engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.index, self.count, self.calls = index, count, 0
+
+    def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        self.calls += 1
+        if (self.calls - 1) % self.count != self.index:
+            return np.full(len(input_ids), -np.inf)
+        return self.engine(input_ids, attention_mask)
+
+
+def score_together(scorer: Scorer, articles: Sequence[Article], batch_size: int) -> np.ndarray:
+    """``scorer.score`` in one pass, with the batches divided among the processes of the job: (n,) float64.
+
+    Every process has to call it with the same articles and gets all scores. The batches are those of ``score``, and so
+    are the scores, bit for bit: each process scores the others' articles 0, and the results are added.
+    """
+    if process_count() == 1:
+        return scorer.reading().score(articles, batch_size)
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import reduce
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    share = _EveryNth(scorer.engine, state.process_index, state.num_processes)
+    own = Scorer(share, scorer.tokenizer, scorer.reading().contract).score(articles, batch_size)
+    return reduce(torch.from_numpy(own).to(state.device), "sum").cpu().numpy()
+
+
+def operating_points(
+    directory: Path, contract: Contract, validation: tuple[np.ndarray, np.ndarray] | None, options: Options
+) -> dict[str, float]:
+    """The model's thresholds by name, chosen on (n,) validation labels and scores and written into its prefilter.json.
+
+    Without validation scores, those of the contract. A directory without prefilter.json, as earlier scripts wrote them,
+    is left as it is.
+    """
+    if validation is None:
+        return dict(contract.thresholds)
+    chosen = choose_thresholds(*validation, options.target_precision, options.prevalence[0])
+    thresholds = {DEFAULT: contract.thresholds[DEFAULT], **chosen}
+    stored = read_contract(directory)
+    if is_main_process() and stored and thresholds != stored.thresholds:
+        try:
+            # The limits of a first pass were chosen for the old thresholds; the benchmark chooses new ones.
+            write_contract(directory, replace(stored, thresholds=thresholds, two_pass=None))
+        except OSError as error:
+            log.warning(f"{directory}: operating points not written back ({error.strerror})")
+    return thresholds

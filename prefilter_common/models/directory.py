@@ -1,0 +1,244 @@
+"""The files that the scripts keep beside a checkpoint: every name, reader and writer in one place.
+
+    prefilter.json                 the input contract
+    validation_predictions.jsonl   calibrated scores of the validation articles, to choose thresholds on
+    training_metrics.json          the best epoch's figures, the curve, the speed
+    run.json                       what made the model: command, commit, versions, hardware, data
+    README.md                      model card
+    cpu_benchmark.json             the configuration that the benchmark recommends
+
+A directory of an earlier script has only some of these, or none.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from prefilter_common.articles import Article
+from prefilter_common.errors import InputError
+from prefilter_common.files import parse_json, require_free, write_json, write_json_lines, write_text
+from prefilter_common.models.contract import Contract
+from prefilter_common.runinfo import RunInfo
+
+log = logging.getLogger(__name__)
+
+CONTRACT_FILE = "prefilter.json"
+VALIDATION_FILE = "validation_predictions.jsonl"
+METRICS_FILE = "training_metrics.json"
+RUN_FILE = "run.json"
+CARD_FILE = "README.md"
+RECOMMENDATION_FILE = "cpu_benchmark.json"
+
+
+class PredictionRow(TypedDict):
+    """One line of ``predictions/<model>.jsonl`` and of the validation predictions."""
+
+    id: str | None
+    label: int | None
+    score: float
+    language: str | None
+
+
+def model_directories(models_dir: Path, names: Iterable[str] | None = None) -> list[Path]:
+    """The directories under ``models_dir``, sorted by name; only those in ``names`` where given.
+
+    Names that start with a dot are skipped: those are unfinished. Raises InputError.
+    """
+    if not models_dir.is_dir():
+        raise InputError(f"{models_dir}: no such directory; train a model first (python train_encoder.py)")
+    found = sorted(path for path in models_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if not found:
+        raise InputError(f"{models_dir}: contains no models; train one first (python train_encoder.py)")
+    wanted = {path.name for path in found} if names is None else set(names)
+    if missing := wanted - {path.name for path in found}:
+        there = ", ".join(path.name for path in found)
+        raise InputError(f"{models_dir}: has no {', '.join(sorted(missing))}; it has {there}")
+    if reserved := [name for name in sorted(wanted) if name.startswith("_")]:
+        raise InputError(f"{models_dir / reserved[0]}: such a name is that of a section of the results; rename it")
+    return [path for path in found if path.name in wanted]
+
+
+def require_model_output(output: Path, overwrite: bool, inputs: Iterable[Path]) -> None:
+    """Raise InputError unless a model may be written to ``output``, in place of nothing or of a model.
+
+    Args:
+        overwrite: whether it may replace a model, one of ours or of the earlier scripts; anything else never is.
+        inputs: what the run reads; neither they nor the working directory may be inside ``output``.
+    """
+    require_free(output, overwrite)
+    real = output.resolve()
+    for path in (*inputs, Path.cwd()):
+        if path.exists() and path.resolve().is_relative_to(real):
+            raise InputError(f"{output}: contains {path}, which would be lost; name another output")
+    if output.exists() and any(output.iterdir()) and not _is_model(output):
+        raise InputError(f"{output}: is not a model directory, so --overwrite does not replace it; name another output")
+
+
+def _is_model(directory: Path) -> bool:
+    """Whether training wrote it: ours has a contract; earlier scripts left an adapter or an encoder that classifies."""
+    if any((directory / file).is_file() for file in (CONTRACT_FILE, "lora_config.json", "adapter_config.json")):
+        return True
+    try:
+        config = parse_json((directory / "config.json").read_text(encoding="utf-8"))
+        return any("ForSequenceClassification" in name for name in config["architectures"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError, in one line, for whatever else is there."""
+    try:
+        found = parse_json(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: invalid UTF-8 at byte {error.start + 1}; copy the file again") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    except ValueError as error:
+        raise InputError(f"{path}: invalid JSON ({error}); copy the file again") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: contains no JSON object; copy the file again")
+    return found
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_contract(directory: Path) -> Contract | None:
+    """The contract; None for a directory without one, as earlier scripts wrote them. Raises InputError."""
+    path = directory / CONTRACT_FILE
+    if not os.path.lexists(path):
+        return None
+    record = read_record(path)
+    try:
+        return Contract.from_record(record)
+    except ValueError as error:
+        raise InputError(f"{path}: not a valid contract: {error}; correct it, or train the model again") from None
+
+
+def write_contract(directory: Path, contract: Contract) -> None:
+    """Write ``prefilter.json``."""
+    write_json(directory / CONTRACT_FILE, asdict(contract))
+
+
+def read_validation(directory: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """(n,) labels and (n,) calibrated scores of the validation articles; None where training left none.
+
+    Raises InputError for a file that training did not write.
+    """
+    path = directory / VALIDATION_FILE
+    if not path.is_file():
+        return None
+    try:
+        rows = [parse_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        labels, scores = (np.array([row[key] for row in rows]) for key in ("label", "score"))
+        if (
+            labels.dtype != int
+            or scores.dtype != float
+            or not (np.isin(labels, (0, 1)) & (abs(scores - 0.5) <= 0.5)).all()
+        ):
+            raise ValueError("a label is not 0 or 1, or a score not from 0 to 1")
+        return labels, scores
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not written by training ({error}); delete it and pass --val-data") from None
+
+
+def write_predictions(path: Path, articles: Sequence[Article], scores: np.ndarray) -> None:
+    """Write the (n,) scores, one row per article, in the order given."""
+    rows: list[PredictionRow] = [
+        {"id": article.id, "label": article.label, "score": round(float(score), 6), "language": article.language}
+        for article, score in zip(articles, scores, strict=True)
+    ]
+    write_json_lines(path, rows)
+
+
+def read_recommendation(directory: Path) -> dict[str, Any]:
+    """What the benchmark recommends; empty where it has not run or, with a warning, its file is unreadable."""
+    if not (directory / RECOMMENDATION_FILE).exists():
+        return {}
+    try:
+        return read_record(directory / RECOMMENDATION_FILE)
+    except InputError as error:
+        log.warning(str(error))
+        return {}
+
+
+def write_recommendation(directory: Path, row: Mapping[str, Any]) -> None:
+    """Write ``cpu_benchmark.json``."""
+    write_json(directory / RECOMMENDATION_FILE, row)
+
+
+def cpu_benchmark_ms(directory: Path) -> float | None:
+    """Mean milliseconds per article on the CPU, as the benchmark measured it; None where it has not."""
+    ms = read_recommendation(directory).get("avg_ms")
+    return float(ms) if isinstance(ms, int | float) and ms is not True and 0 < ms < sys.float_info.max else None
+
+
+def write_records(
+    directory: Path, name: str, contract: Contract, metrics: Mapping, run: Mapping, adapter: bool = False
+) -> None:
+    """Write the metrics, the provenance and the model card of a model that will be called ``name``."""
+    write_json(directory / METRICS_FILE, metrics)
+    write_json(directory / RUN_FILE, run)
+    write_text(directory / CARD_FILE, model_card(name, contract, metrics, run, adapter))
+
+
+def copy_records(source: Path, directory: Path, name: str, contract: Contract) -> None:
+    """The records of ``source`` for the same model in another form; nothing where it is of an earlier script."""
+    if not all((source / file).is_file() for file in (METRICS_FILE, RUN_FILE, VALIDATION_FILE)):
+        return
+    metrics, run = (read_record(source / file) for file in (METRICS_FILE, RUN_FILE))
+    try:
+        write_records(directory, name, contract, metrics, run)
+    except (KeyError, TypeError, ValueError) as error:
+        files = f"{METRICS_FILE} and {RUN_FILE}"
+        raise InputError(f"{source}: {files} are not those of training ({error!r}); delete both") from None
+    shutil.copy(source / VALIDATION_FILE, directory)
+
+
+def model_card(name: str, contract: Contract, metrics: Mapping, run: RunInfo | Mapping, adapter: bool = False) -> str:
+    """README.md of a model directory; ``adapter`` when it contains a LoRA adapter, not a whole checkpoint."""
+    data = run["data"]["train"]
+    loading = (
+        f"""from peft import AutoPeftModelForSequenceClassification
+    model = AutoPeftModelForSequenceClassification.from_pretrained("{name}")"""
+        if adapter
+        else f"""from transformers import pipeline
+    classify = pipeline("text-classification", model="{name}", truncation=True)
+    classify("[TITLE] Half price today [CONTENT] Order now and save.")"""
+    )
+    return f"""---
+library_name: {"peft" if adapter else "transformers"}
+pipeline_tag: text-classification
+base_model: {contract.base_model}
+---
+# {name}
+
+Tells commerce (deals, affiliate pieces, shopping guides, product promotion) from journalism.
+Fine-tuned from `{contract.base_model}` on {metrics["train_articles"]} articles
+(`{data["file"]}`, sha256 `{data["sha256"][:12]}`).
+
+| validation ({metrics["val_articles"]} articles) | F1 | precision | recall | accuracy |
+|---|---|---|---|---|
+| best epoch ({metrics["best_epoch"]:.0f}), threshold 0.5 | {metrics["eval_f1"]:.3f} | {metrics["eval_precision"]:.3f} \
+| {metrics["eval_recall"]:.3f} | {metrics["eval_accuracy"]:.3f} |
+
+The epoch was chosen on these same articles, so the figures are optimistic; judge the model by its test results.
+
+    {loading}
+
+Input: `{contract.input_format}`, cut at {contract.max_length} tokens. Labels: 0 journalism, 1 commerce.
+`prefilter.json` contains this contract, `training_metrics.json` the curve, `run.json` how the model was made:
+
+    {run["command"]}
+"""

@@ -1,0 +1,30 @@
+"""How long does one article take?"""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from prefilter_common.articles import Article
+from prefilter_common.scoring.scorer import Scorer
+
+
+def time_single_articles(scorer: Scorer, articles: Sequence[Article], warmup: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Time each article on its own, as a pipeline does that scores on arrival.
+
+    Returns:
+        Two (n,) arrays of seconds: tokenising, and the forward passes. The ``warmup`` longest articles are scored
+        first, uncounted, so that the libraries allocate all the memory that they will need.
+    """
+    by_length = sorted(articles, key=lambda article: len(article.title) + len(article.content))
+    for article in by_length[max(0, len(by_length) - warmup) :]:
+        scorer.score([article])
+    tokenize, forward = [], []
+    for article in articles:
+        start = time.perf_counter()
+        encodings = scorer.tokenize([article])
+        tokenized = time.perf_counter()
+        scorer.score_encodings(encodings)  # its result is on the host, so a GPU has finished
+        tokenize.append(tokenized - start)
+        forward.append(time.perf_counter() - tokenized)
+    return np.array(tokenize), np.array(forward)

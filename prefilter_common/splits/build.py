@@ -1,0 +1,200 @@
+"""Scored articles in, train, val and test out, with every article of existing splits where it was."""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from prefilter_common.articles import COMMERCE, JOURNALISM, LABEL_NAMES, Article
+from prefilter_common.errors import InputError
+from prefilter_common.files import require_free, write_json_lines
+from prefilter_common.runinfo import file_fingerprint
+from prefilter_common.splits.assignment import NAMES
+from prefilter_common.splits.cleaning import (
+    INVALID,
+    LABEL,
+    MIDDLE,
+    NO_SCORE,
+    NO_TEXT,
+    REPEATED,
+    Row,
+    ScoreRule,
+    read_rows,
+    text_hash,
+    to_record,
+)
+from prefilter_common.splits.grouping import divide, in_order
+from prefilter_common.splits.manifest import (
+    CLEANING,
+    check_folder,
+    discarded_by_reason,
+    made_by,
+    repaired_by_kind,
+    write_folder,
+)
+
+log = logging.getLogger(__name__)
+
+LINKS_SPLITS = "same text as articles in different splits"
+MAX_LOGGED = 10
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """The options of ``build``; articles of the splits in the folder ``previous`` keep their split."""
+
+    inputs: tuple[Path, ...]
+    output: Path
+    rule: ScoreRule = field(default_factory=ScoreRule)
+    keep_middle: Path | None = None
+    group_by: str | None = None
+    test_after: date | None = None
+    previous: Path | None = None
+    seed: int = 42
+    overwrite: bool = False
+
+
+def build(options: BuildOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
+    """Read, label, split and write. Returns the manifest. Raises InputError before anything is written."""
+    check_options(options)
+    rows = drop_repeated(label_rows(read_rows(options.inputs), options.rule))
+    log_discarded(rows)
+    places, articles = kept_articles(rows)
+    if not articles:
+        raise InputError(f"no row has both text and a score that decides its label: {discarded_by_reason(rows, 0)}")
+    previous = read_previous(options)
+    log.info(f"{len(articles)} of {len(rows)} rows have text and a label; looking for duplicates")
+    division = divide(articles, previous, options.seed, options.group_by, options.test_after)
+    for place in division.dropped:
+        rows[places[place]] = rows[places[place]].discard(LINKS_SPLITS)
+    if gone := division.previous["not_in_input"]:
+        log.warning(
+            f"{gone} articles of the previous splits are missing from the input, and so from the new splits; "
+            "articles that were added with merge have to be merged again"
+        )
+    order = in_order(articles, options.seed)
+    chosen = {name: [articles[i] for i in order if division.splits[i] == split] for split, name in enumerate(NAMES)}
+    check_splits(chosen)
+    written = sum(map(len, chosen.values()))
+    manifest = {
+        **made_by("build", argv),
+        "inputs": [file_fingerprint(path) for path in options.inputs],
+        "settings": describe_settings(options),
+        "input_rows": len(rows),
+        "written_rows": written,
+        "discarded_rows": discarded_by_reason(rows, written),
+        "repaired_rows": repaired_by_kind(rows),
+        "clusters": division.clusters,
+        "previous": division.previous,
+    }
+    if options.keep_middle:
+        middle = [row.article for row in rows if row.article is not None and row.reason == MIDDLE]
+        write_json_lines(options.keep_middle, map(to_record, middle))
+    contents = {name: (json_lines(part), part) for name, part in chosen.items()}
+    return write_folder(options.output, options.overwrite, contents, manifest, rows)
+
+
+def check_options(options: BuildOptions) -> None:
+    """Raise InputError for problems that show before the input is read."""
+    require_free(options.output, options.overwrite)
+    check_folder(options.output)
+    middle = options.keep_middle
+    if middle and middle.resolve().parent == options.output.resolve():
+        raise InputError(f"{middle}: --keep-middle must be outside {options.output}, which may contain only the splits")
+    if middle and middle.exists() and not options.overwrite:
+        raise InputError(f"{middle}: already exists; pass --overwrite to replace it, or name another file")
+
+
+def label_rows(rows: Iterable[Row], rule: ScoreRule) -> list[Row]:
+    """Each row with the label that its score gives, or discarded if the score gives none."""
+    labelled = []
+    for row in rows:
+        if (article := row.kept) is not None:
+            score = article.commerce_score
+            label = rule.label(score)
+            if label is None:
+                row = row.discard(NO_SCORE, '"commerce_score" is missing') if score is None else row.discard(MIDDLE)
+            elif article.label not in (None, label):
+                row = replace(row, repairs=(*row.repairs, LABEL))
+            row = replace(row, article=replace(article, label=label))
+        labelled.append(row)
+    return labelled
+
+
+def drop_repeated(rows: Sequence[Row]) -> list[Row]:
+    """Discard rows that repeat the id and text of another. Which one is kept does not depend on their order."""
+    places, articles = kept_articles(rows)
+    groups: dict[tuple[str | None, str], list[int]] = defaultdict(list)
+    for k, article in enumerate(articles):
+        groups[article.id, text_hash(article)].append(k)
+    remaining = list(rows)
+    for group in groups.values():
+        first, *others = sorted(group, key=lambda k: canonical(articles[k]))
+        for k in others:
+            kept = rows[places[first]]
+            detail = f"repeats {kept.file}, line {kept.line}"
+            if articles[k].label != articles[first].label:
+                detail += ", which has the other label"
+            remaining[places[k]] = rows[places[k]].discard(REPEATED, detail)
+    return remaining
+
+
+def kept_articles(rows: Sequence[Row]) -> tuple[list[int], list[Article]]:
+    """Indices of the rows that are not discarded, and their articles."""
+    kept = [(i, article) for i, row in enumerate(rows) if (article := row.kept) is not None]
+    return [i for i, _ in kept], [article for _, article in kept]
+
+
+def read_previous(options: BuildOptions) -> list[tuple[Article, int]]:
+    """Articles of the previous splits, each with its split."""
+    folder = options.previous or options.output
+    files = {split: folder / f"{name}.jsonl" for split, name in enumerate(NAMES)}
+    present = {split: path for split, path in files.items() if path.is_file()}
+    if options.previous and not present:
+        raise InputError(f"{folder}: contains no splits; check --previous")
+    return [(a, split) for split, path in present.items() for a in kept_articles(list(read_rows([path])))[1]]
+
+
+def log_discarded(rows: Sequence[Row]) -> None:
+    """Log the first unreadable lines, and where the rest are listed."""
+    bad = [row for row in rows if row.reason in (INVALID, NO_TEXT)]
+    for row in bad[:MAX_LOGGED]:
+        log.warning(f"{row.file}, line {row.line}: {row.reason}: {row.detail}")
+    if len(bad) > MAX_LOGGED:
+        log.warning(f"… and {len(bad) - MAX_LOGGED} more; all are in {CLEANING}")
+
+
+def check_splits(splits: dict[str, list[Article]]) -> None:
+    """Raise InputError unless every split has both labels."""
+    for name, articles in splits.items():
+        missing = {JOURNALISM, COMMERCE} - {article.label for article in articles}
+        if missing:
+            kinds = " or ".join(LABEL_NAMES[label] for label in sorted(missing))
+            raise InputError(
+                f"{name} would contain no {kinds}: too few articles, or too few groups of articles that must stay "
+                "together; add articles, or split without --group-by and --test-after"
+            )
+
+
+def describe_settings(options: BuildOptions) -> dict[str, Any]:
+    """The settings that decide labels and splits, as plain JSON values."""
+    return {
+        **asdict(options.rule),
+        "group_by": options.group_by,
+        "test_after": options.test_after and options.test_after.isoformat(),
+        "seed": options.seed,
+    }
+
+
+def canonical(article: Article) -> str:
+    """The article as text to sort by, the same for every order of its keys."""
+    return json.dumps(to_record(article), ensure_ascii=False, sort_keys=True)
+
+
+def json_lines(articles: Iterable[Article]) -> bytes:
+    """One compact JSON object per article, UTF-8."""
+    return "".join(json.dumps(to_record(a), ensure_ascii=False, allow_nan=False) + "\n" for a in articles).encode()

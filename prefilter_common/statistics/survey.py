@@ -1,0 +1,137 @@
+"""What a stratified random sample says about all the articles that it was drawn from."""
+
+import math
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+from prefilter_common.statistics.intervals import effective_size
+from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
+
+DRAWS = 20_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A stratified simple random sample without replacement.
+
+    ``stratum`` (n,) whole numbers, ``sizes`` how many units each of these strata had when it was drawn, ``copies`` (n,)
+    how many articles a unit stands for, since a text may occur more than once.
+    """
+
+    stratum: np.ndarray
+    sizes: np.ndarray
+    copies: np.ndarray
+
+    @property
+    def drawn(self) -> np.ndarray:
+        """Units drawn from each stratum."""
+        return np.bincount(self.stratum, minlength=len(self.sizes))
+
+    @property
+    def weights(self) -> np.ndarray:
+        """(n,) articles that each unit stands for: its copies over its inclusion probability (Horvitz-Thompson)."""
+        return self.copies * (self.sizes / np.maximum(self.drawn, 1))[self.stratum]
+
+
+def allocate(sizes: np.ndarray, n: int, evenly: bool = False) -> np.ndarray:
+    """How many of ``n`` units to draw from each stratum: in proportion to its size, or evenly; never more than it has.
+
+    What a small stratum cannot use goes to the others. Every stratum gets at least one where ``n`` is enough.
+    """
+    share = np.ones(len(sizes)) if evenly else np.asarray(sizes, float)
+    given = np.minimum(sizes, int(n >= len(sizes)))
+    for _ in range(min(n, int(np.sum(sizes))) - int(given.sum())):
+        # The next unit goes where the fewest have been drawn for what is due.
+        due = np.where(given < sizes, (given + 0.5) / np.maximum(share, 1e-12), np.inf)
+        given[int(np.argmin(due))] += 1
+    return given
+
+
+class Production(TypedDict):
+    """Of a whole population, each with its interval; a value is None where nothing sampled has it."""
+
+    precision: float | None
+    recall: float | None
+    false_positive_rate: float | None
+    prevalence: float | None
+    intervals: dict[str, list[float]]
+
+
+def production(
+    sample: Sample, kind: np.ndarray, commerce: np.ndarray, flagged: np.ndarray, seed: int,
+    inside: np.ndarray | None = None,
+) -> Production:  # fmt: skip
+    """What a model does to the population, or to a part of it, from a labelled sample.
+
+    The values are Hájek's ratio estimators. The intervals come from draws of what the sample leaves open (generalised
+    fiducial inference, Hannig 2009): within each ``kind`` of stratum how many articles are flagged, and among those
+    flagged and not flagged how many are commerce. So no miss found is not taken for none. Strata of one kind, which are
+    drawn in proportion to their size, count as one; that can only widen the intervals.
+
+    Args:
+        kind: (n,) whole numbers, which kind of stratum each unit was drawn from.
+        commerce: (n,) bool, the label.
+        flagged: (n,) bool, what the model decides.
+        inside: (n,) bool, the units of the part; all where it is None.
+    """
+    weights, rng = sample.weights, np.random.default_rng(seed)
+    part = np.ones(len(kind), bool) if inside is None else inside
+    totals = {(f, c): np.zeros(DRAWS) for f in (True, False) for c in (True, False)}
+    for value in np.unique(kind[part]):
+        of_kind = part & (kind == value)
+        size, left = float(weights[of_kind].sum()), _share_left(sample, of_kind)
+        some = flagged[of_kind]
+        # Strata of flagged articles have no others: their size is known, not estimated.
+        is_flagged = np.full(DRAWS, float(some[0])) if some.all() or not some.any() else None
+        if is_flagged is None:
+            is_flagged = _draws(rng, some, weights[of_kind], left)
+        for f, of_size in ((True, is_flagged), (False, 1 - is_flagged)):
+            alike = of_kind & (flagged == f)
+            if not alike.any():
+                continue
+            share = _draws(rng, commerce[alike], weights[alike], left)
+            totals[f, True] += size * of_size * share
+            totals[f, False] += size * of_size * (1 - share)
+    seen = {(f, c): np.atleast_1d(weights[part & (flagged == f) & (commerce == c)].sum()) for f, c in totals}
+    estimates = {name: float(values[0]) for name, values in _rates(seen).items()}
+    intervals = {
+        name: as_interval(*np.quantile(np.nan_to_num(values), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]))
+        if not math.isnan(estimates[name])
+        else [0.0, 1.0]
+        for name, values in _rates(totals).items()
+    }
+    known = {name: None if math.isnan(value) else value for name, value in estimates.items()}
+    return Production(intervals=intervals, **known)  # type: ignore[typeddict-item]
+
+
+def _rates(n: dict[tuple[bool, bool], np.ndarray]) -> dict[str, np.ndarray]:
+    """The four rates from the articles by (flagged, commerce)."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            "precision": n[True, True] / (n[True, True] + n[True, False]),
+            "recall": n[True, True] / (n[True, True] + n[False, True]),
+            "false_positive_rate": n[True, False] / (n[True, False] + n[False, False]),
+            "prevalence": (n[True, True] + n[False, True]) / sum(n.values()),
+        }
+
+
+def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, left: float) -> np.ndarray:
+    """(DRAWS,) shares that a sample of which these were chosen may come from; all equal where nothing is left open."""
+    share = float(weights[chosen].sum() / weights.sum())
+    if left <= 0:
+        return np.full(DRAWS, share)
+    n = effective_size(weights) / left
+    k = share * n
+    # Half of the draws from each of the two distributions between which Clopper and Pearson's limits lie.
+    upper = rng.random(DRAWS) < 0.5
+    a, b = k + upper, n - k + ~upper
+    drawn = rng.beta(np.maximum(a, 1e-9), np.maximum(b, 1e-9))
+    return np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, drawn))
+
+
+def _share_left(sample: Sample, chosen: np.ndarray) -> float:
+    """The share of the units in the strata of these that was not drawn."""
+    here = np.unique(sample.stratum[chosen])
+    return float(1 - sample.drawn[here].sum() / sample.sizes[here].sum())

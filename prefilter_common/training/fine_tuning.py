@@ -1,0 +1,244 @@
+"""The fine-tuning routine that both training scripts use."""
+
+import ctypes
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    PrinterCallback,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from prefilter_common.articles import Article, format_input
+from prefilter_common.errors import InputError
+from prefilter_common.models.checkpoints import Checkpoint
+from prefilter_common.runinfo import peak_memory_mib
+from prefilter_common.scoring.engines import has_bf16
+from prefilter_common.statistics.metrics import classification_metrics
+from prefilter_common.training.recipe import PATIENCE, Recipe
+from prefilter_common.training.sampling import LengthGroupedSampler
+from prefilter_common.training.saver import CheckpointSaver
+
+log = logging.getLogger(__name__)
+
+EVAL_KEYS = ("eval_loss", "eval_accuracy", "eval_f1", "eval_precision", "eval_recall")
+# A share of unknown tokens above this means that the tokenizer is not the model's own, or does not cover these
+# languages. Multilingual vocabularies stay below 0.5 %.
+MAX_UNKNOWN = 0.1
+
+
+def resolve_precision(recipe: Recipe) -> str:
+    """fp32, fp16 or bf16. ``auto`` is ``recipe.cuda_precision`` on CUDA, and on a CPU bf16 only where it is native.
+
+    A CPU without bf16 instructions emulates them, 390 times slower than fp32 where that was measured (AVX2). Raises
+    InputError for a precision that the device lacks.
+    """
+    cuda = torch.cuda.is_available()
+    if recipe.precision == "auto":
+        if cuda:
+            return recipe.cuda_precision
+        return "bf16" if has_bf16("pytorch", "cpu") else "fp32"
+    if recipe.precision == "fp16" and not cuda:
+        raise InputError("--precision fp16 needs a CUDA device; pass auto, fp32 or bf16")
+    if recipe.precision == "bf16" and cuda and not has_bf16("pytorch", "cuda"):
+        raise InputError("--precision bf16: this GPU has no bf16 arithmetic; pass auto, fp32 or fp16")
+    return recipe.precision
+
+
+def fine_tune(
+    checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe, saver: CheckpointSaver
+) -> dict[str, Any]:
+    """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch by validation F1.
+
+    Args:
+        recipe: its precision resolved.
+        saver: where checkpoints go, and the one to continue.
+
+    Returns:
+        The content of ``training_metrics.json``: the best epoch's ``eval_*`` figures, the curve, the speed.
+    """
+    set_seed(recipe.seed)
+    trainer = _trainer(checkpoint, train, val, recipe, saver)
+    progress = saver.progress
+    n_parameters, n_trainable = _count_parameters(checkpoint)
+    effective_batch = recipe.articles_per_step(trainer.args.world_size)
+    log.info(
+        f"{len(train)} articles, {recipe.epochs} epochs | {n_parameters / 1e6:.1f} M parameters, "
+        f"{n_trainable / 1e6:.2f} M trainable | {recipe.precision} | effective batch {effective_batch} = "
+        f"{recipe.batch_size} articles x {recipe.gradient_accumulation_steps} accumulation steps x "
+        f"{trainer.args.world_size} processes"
+    )
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        _keep_freed_memory()
+    with saver.signals_wait():
+        trainer.train(resume_from_checkpoint=str(saver.start) if saver.start else None)
+        seconds = progress.seconds()
+    # Mixed precision leaves the forward pass wrapped, and scores must be those of the float32 weights that are saved.
+    trainer.accelerator.unwrap_model(checkpoint.model, keep_fp32_wrapper=False)
+    return {
+        **_best_and_curve(trainer.state.log_history),
+        "train_articles": len(train),
+        "val_articles": len(val),
+        "steps": trainer.state.global_step,
+        "train_seconds": round(seconds, 1),
+        "median_step_seconds": round(float(np.median(progress.step_seconds)), 4),
+        "train_articles_per_second": round(
+            effective_batch * len(progress.step_seconds) / sum(progress.step_seconds), 2
+        ),
+        "effective_batch_size": effective_batch,
+        "parameters": n_parameters,
+        "trainable_parameters": n_trainable,
+        "precision": recipe.precision,
+        "peak_memory_mib": round(peak_memory_mib()),
+        "peak_gpu_memory_mib": round(torch.cuda.max_memory_allocated() / 2**20) if torch.cuda.is_available() else None,
+    }
+
+
+def _trainer(
+    checkpoint: Checkpoint,
+    train: Sequence[Article],
+    val: Sequence[Article],
+    recipe: Recipe,
+    saver: CheckpointSaver,
+) -> Trainer:
+    val = sorted(
+        val, key=lambda article: len(format_input(article))
+    )  # evaluated in this order, so in batches of similar length
+    trainer = _LengthGroupedTrainer(
+        model=checkpoint.model,
+        args=_training_arguments(recipe, saver),
+        train_dataset=_encode(checkpoint, train),
+        eval_dataset=_encode(checkpoint, val),
+        data_collator=DataCollatorWithPadding(checkpoint.tokenizer),
+        compute_metrics=_eval_metrics,
+        callbacks=[EarlyStoppingCallback(PATIENCE), saver.progress, saver],
+    )
+    trainer.first_epoch = saver.epoch
+    trainer.remove_callback(PrinterCallback)
+    # A decoder's forward pass accepts the arguments of a token-wise loss, so the trainer assumes a sum over the global
+    # batch and scales it by processes and accumulation steps. A classifier's loss is a mean.
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
+
+
+def _best_and_curve(log_history: list[dict]) -> dict[str, Any]:
+    """The figures of the best epoch, as the trainer chose it: the first with the highest F1."""
+    curve = [_curve_entry(entry) for entry in log_history if "loss" in entry or "eval_f1" in entry]
+    evaluations = [entry for entry in curve if "eval_f1" in entry]
+    best = max(evaluations, key=lambda entry: entry["eval_f1"])
+    return {
+        **{key: best[key] for key in EVAL_KEYS},
+        "epoch": evaluations[-1]["epoch"],
+        "best_epoch": best["epoch"],
+        "curve": curve,
+    }
+
+
+def _keep_freed_memory() -> None:
+    """Make glibc keep freed memory for the next step.
+
+    By default every large tensor is returned to the kernel when it is freed, and its pages are faulted in again at the
+    next step: a fifth of a training step's time on a CPU.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(m_mmap_max, 0)
+        libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _training_arguments(recipe: Recipe, saver: CheckpointSaver) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(saver.folder),
+        # The trainer forgets that a run stopped early, and would train on.
+        num_train_epochs=saver.epoch if saver.over else recipe.epochs,
+        per_device_train_batch_size=recipe.batch_size,
+        per_device_eval_batch_size=2 * recipe.batch_size,
+        gradient_accumulation_steps=recipe.gradient_accumulation_steps,
+        learning_rate=recipe.learning_rate,
+        warmup_steps=recipe.warmup_ratio,  # below 1 a share of the steps
+        weight_decay=recipe.weight_decay,
+        optim="adamw_torch_fused",
+        fp16=recipe.precision == "fp16",
+        bf16=recipe.precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+        seed=recipe.seed,
+        ddp_find_unused_parameters=False,
+        label_names=["labels"],  # the signature of a PEFT model hides them
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        restore_callback_states_from_checkpoint=True,  # early stopping's memory
+        load_best_model_at_end=True,
+        metric_for_best_model="f1",
+        logging_steps=0.05,
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+def _count_parameters(checkpoint: Checkpoint) -> tuple[int, int]:
+    sizes = [(p.numel(), p.requires_grad) for p in checkpoint.model.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
+
+
+def _encode(checkpoint: Checkpoint, articles: Sequence[Article]) -> Dataset:
+    """Token ids cut at ``max_length``, unpadded: the collator pads each batch to its own longest article."""
+    encoded = checkpoint.tokenizer(
+        [format_input(article) for article in articles], truncation=True, max_length=checkpoint.contract.max_length
+    )
+    n_tokens = sum(len(ids) for ids in encoded["input_ids"])
+    n_unknown = sum(ids.count(checkpoint.tokenizer.unk_token_id) for ids in encoded["input_ids"])
+    if n_unknown > MAX_UNKNOWN * n_tokens:
+        raise InputError(
+            f"{checkpoint.contract.base_model}: {n_unknown / n_tokens:.0%} of the articles' tokens are unknown to its "
+            "tokenizer; name a multilingual model with the tokenizer it was trained with"
+        )
+    return Dataset.from_dict({**encoded, "labels": [article.label for article in articles]})
+
+
+def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    logits = prediction.predictions.astype(np.float64)
+    # The trainer's own loss counts twice the articles that pad the last batch of several processes.
+    log_loss = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(logits)), prediction.label_ids]
+    # Commerce where its logit is the larger: a probability of 0.5 or more.
+    metrics = classification_metrics(prediction.label_ids, logits[:, 1] - logits[:, 0], threshold=0.0)
+    return {
+        "log_loss": float(log_loss.mean()),
+        "accuracy": metrics["accuracy"],
+        "f1": metrics["f1"],
+        "precision": metrics["precision"],
+        "recall": metrics["recall"],
+    }
+
+
+def _curve_entry(entry: dict) -> dict:
+    if "eval_log_loss" in entry:
+        entry = {**entry, "eval_loss": entry["eval_log_loss"]}
+        del entry["eval_log_loss"]
+    return {key: value if math.isfinite(value) else None for key, value in entry.items()}
+
+
+class _LengthGroupedTrainer(Trainer):
+    first_epoch = 0
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
+        train_dataset = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [len(ids) for ids in train_dataset["input_ids"]]
+        n = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthGroupedSampler(lengths, n, self.args.seed, self.first_epoch)

@@ -1,0 +1,79 @@
+"""The fine-tuning recipe: hyperparameters, and the flags that both training scripts share."""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+from prefilter_common.cli import batch_size, count, fraction, max_length, positive_float, seed, whole_number
+
+# Epochs without a better validation F1 after which training stops.
+PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Hyperparameters of a fine-tuning run; the defaults are the encoders'."""
+
+    epochs: int = 3
+    batch_size: int = 16
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-5
+    max_length: int = 512
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.01
+    precision: str = "auto"
+    cuda_precision: str = "fp16"  # what "auto" stands for on CUDA
+    seed: int = 42
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace, defaults: "Recipe") -> "Recipe":
+        """``defaults``, overridden by the flags."""
+        return replace(defaults, **{f.name: getattr(args, f.name) for f in fields(cls) if hasattr(args, f.name)})
+
+    def articles_per_step(self, processes: int) -> int:
+        """The effective batch: articles per optimiser step."""
+        return self.batch_size * self.gradient_accumulation_steps * processes
+
+
+def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) -> None:
+    """Add the flags that both training scripts share."""
+    data = parser.add_argument_group("data")
+    data.add_argument("--data-dir", type=Path, default=Path("splits"), help="folder with train.jsonl and val.jsonl")
+    data.add_argument("--max-train-samples", type=count, metavar="N", help="train on only N articles, a smoke run")
+    data.add_argument("--max-val-samples", type=count, metavar="N", help="validate on only N articles, a smoke run")
+    data.add_argument(
+        "--allow-overlap", action="store_true", help="train even where articles of train are also in val or test"
+    )
+    recipe = parser.add_argument_group("recipe", f"Training stops after {PATIENCE} epochs without a better F1.")
+
+    def add(flag: str, kind: Callable, text: str) -> None:
+        name = flag.removeprefix("--").replace("-", "_")
+        recipe.add_argument(flag, type=kind, default=getattr(defaults, name), metavar="N", help=text)
+
+    add("--epochs", whole_number(1, 1000), "maximum number of passes over the training set")
+    add("--batch-size", batch_size, "articles per step on each device")
+    add("--gradient-accumulation-steps", batch_size, "batches per optimiser step")
+    add("--learning-rate", positive_float, "peak learning rate of AdamW")
+    add("--max-length", max_length, "tokens read of each article")
+    add("--warmup-ratio", fraction, "share of the steps during which the learning rate rises")
+    add("--weight-decay", fraction, "weight decay of AdamW, per step and relative to the learning rate")
+    add("--seed", seed, "random seed of the new head, the order of the articles and dropout")
+    recipe.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "fp16", "bf16"),
+        default=defaults.precision,
+        help=f"arithmetic, with weights kept in fp32; auto is {defaults.cuda_precision} on CUDA, "
+        "bf16 on a CPU that has instructions for it, and fp32 elsewhere",
+    )
+    interruption = parser.add_argument_group("interruption", "SIGINT, SIGTERM and SIGHUP save a checkpoint first.")
+    interruption.add_argument(
+        "--resume", action="store_true", help="continue an interrupted run of the same command from its last checkpoint"
+    )
+    interruption.add_argument(
+        "--checkpoint-minutes",
+        type=positive_float,
+        default=10,
+        metavar="N",
+        help="minutes between checkpoints; there is one after each epoch too",
+    )

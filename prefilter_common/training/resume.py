@@ -1,0 +1,119 @@
+"""The checkpoints of a run that has not finished: which one ``--resume`` continues, and when it may not."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+
+from prefilter_common.errors import InputError
+from prefilter_common.files import kept_directory, partial_name
+from prefilter_common.processes import is_main_process, wait_for_all
+
+if TYPE_CHECKING:
+    from prefilter_common.models.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+
+RECORD_FILE = "checkpoint.json"
+
+
+class CheckpointRecord(TypedDict):
+    """``checkpoint.json``: where the run was, what it was, and the bytes of each file."""
+
+    step: int
+    best_step: int | None
+    epoch: float
+    over: bool  # nothing is left to train: the last epoch is done, or training stopped early
+    settings: dict[str, Any]
+    seconds: float
+    step_seconds: list[float]
+    files: dict[str, int]
+
+
+@contextmanager
+def checkpoint_folder(output: Path) -> Iterator[Path]:
+    """The hidden folder beside ``output`` that holds the checkpoints of its run; it survives a run that stops.
+
+    Raises InputError when another process uses it.
+    """
+    target = output.with_name(f"{output.name}.checkpoints")
+    if not is_main_process():
+        yield partial_name(target)
+        return
+    with kept_directory(target) as folder:
+        yield folder
+
+
+def complete_checkpoints(folder: Path) -> dict[Path, CheckpointRecord]:
+    """The checkpoints that can be continued, with their records, oldest first.
+
+    Left out are those without all of their files in full length, and those whose best epoch's weights are not there.
+    """
+    found = {}
+    for path in folder.glob("checkpoint-*"):
+        try:
+            record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+            if all((path / name).stat().st_size == size for name, size in record["files"].items()):
+                found[record["step"]] = (path, record)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return {path: record for _, (path, record) in sorted(found.items()) if record["best_step"] in (None, *found)}
+
+
+def discard_checkpoints(folder: Path, keep: Collection[Path] = ()) -> None:
+    """Delete every checkpoint, complete or not, except those to keep."""
+    for path in folder.glob("checkpoint-*"):
+        if path not in keep:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path | None:
+    """The checkpoint that this run continues, or None where it starts anew; what it does not need is deleted.
+
+    Raises InputError when the interrupted run had other settings or data.
+    """
+    wait_for_all()  # for the folder
+    found = complete_checkpoints(folder)
+    wait_for_all()  # before anything is deleted
+    start = None
+    if found and resume:
+        start, record = list(found.items())[-1]
+        if changed := _differences(record["settings"], settings):
+            raise InputError(
+                f"--resume cannot continue a run with other settings or data: {'; '.join(changed)}; "
+                "restore them, or start anew without --resume"
+            )
+        log.info(f"continuing after step {record['step']}")
+    elif resume:
+        log.info("there is no checkpoint to continue: starting anew")
+    elif found:
+        step = list(found.values())[-1]["step"]
+        log.info(f"discarding the checkpoint of an interrupted run at step {step}; --resume would have continued it")
+    if is_main_process():
+        discard_checkpoints(folder, keep=found if start else ())
+    return start
+
+
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    hashes = {name for name in names if len(str(now.get(name))) == hashlib.sha256().digest_size * 2}
+    return [
+        f"{name} has changed" if name in hashes else f"{name} was {before.get(name)} and is {now.get(name)}"
+        for name in names
+    ]
+
+
+def base_model_digest(checkpoint: "Checkpoint") -> str:
+    """sha256 of the weights before training and of the vocabulary."""
+    digest = hashlib.sha256()
+    for name, weight in checkpoint.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    digest.update(json.dumps(sorted(checkpoint.tokenizer.get_vocab().items())).encode())
+    return digest.hexdigest()

@@ -1,0 +1,192 @@
+"""A training script's run, from its options to a finished model directory.
+
+Imports nothing heavy at the top, so that bad input fails before torch is loaded.
+"""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from prefilter_common.articles import Article, capped, labels_of, load_split
+from prefilter_common.models.base_models import locate_base
+from prefilter_common.models.directory import VALIDATION_FILE, write_predictions, write_records
+from prefilter_common.processes import is_main_process, process_count, shared_directory
+from prefilter_common.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from prefilter_common.models.checkpoints import Checkpoint
+
+log = logging.getLogger(__name__)
+
+
+# Flags that a continued run may change: these do not alter its result,
+FREE = {"output", "overwrite", "merge", "data_dir", "resume", "checkpoint_minutes", "allow_overlap"}
+# and of these only what they amount to matters.
+RESOLVED = {"batch_size", "gradient_accumulation_steps", "precision"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to train on what: a base model, the folder of the splits, smoke caps, and the directory to write.
+
+    ``flags`` are all of the script's, by name, with their defaults filled in.
+    """
+
+    model: str
+    output: Path
+    overwrite: bool
+    data_dir: Path
+    max_train_samples: int | None
+    max_val_samples: int | None
+    allow_overlap: bool
+    resume: bool
+    checkpoint_minutes: float
+    flags: Mapping[str, Any]
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "Job":
+        """From the flags of ``add_training_arguments``, ``model``, ``output`` and ``overwrite``."""
+        flags = dict(vars(args))
+        return cls(**{field.name: flags[field.name] for field in fields(cls) if field.name != "flags"}, flags=flags)
+
+
+def train_model_directory(
+    job: Job,
+    recipe: Recipe,
+    argv: Sequence[str] | None,
+    adapt: "Callable[[Checkpoint], Checkpoint] | None" = None,
+) -> None:
+    """Check the input, load the base model, fine-tune it, write ``job.output``, print the summary line.
+
+    Args:
+        argv: the arguments of the script's ``main``, for the record.
+        adapt: changes the base model before training, for instance by adding an adapter.
+
+    Raises:
+        InputError: before anything is written.
+    """
+    train = capped(load_split(job.data_dir, "train"), job.max_train_samples)
+    val = capped(load_split(job.data_dir, "val"), job.max_val_samples)
+    from prefilter_common.splits.guard import require_disjoint
+
+    require_disjoint(job.data_dir, job.allow_overlap)
+    locate_base(job.model)
+    from prefilter_common.training.failures import named_failures
+    from prefilter_common.training.fine_tuning import fine_tune, resolve_precision
+    from prefilter_common.training.resume import checkpoint_folder, discard_checkpoints, starting_point
+    from prefilter_common.training.saver import CheckpointSaver
+
+    recipe = replace(recipe, precision=resolve_precision(recipe))
+    with checkpoint_folder(job.output) as checkpoints:
+        with named_failures(recipe, checkpoints), shared_directory(job.output, job.overwrite) as directory:
+            run = provenance(job, recipe, argv)
+            checkpoint = load_checkpoint_to_train(job, recipe, adapt)
+            settings = settings_to_continue(job, recipe, checkpoint, run)
+            start = starting_point(checkpoints, settings, job.resume)
+            saver = CheckpointSaver(checkpoints, settings, job.checkpoint_minutes, start)
+            metrics = fine_tune(checkpoint, train, val, recipe, saver)
+            if is_main_process():
+                checkpoint = calibrate(checkpoint, val, directory)
+                save_model_directory(directory, job.output, checkpoint, metrics, run)
+        if is_main_process():
+            discard_checkpoints(checkpoints)
+    if is_main_process():
+        print(summary_line(job.output, metrics))
+
+
+def load_checkpoint_to_train(
+    job: Job, recipe: Recipe, adapt: "Callable[[Checkpoint], Checkpoint] | None"
+) -> "Checkpoint":
+    """The base model with its new head, adapted."""
+    from prefilter_common.models.checkpoints import load_base_model
+
+    checkpoint = load_base_model(job.model, recipe.max_length, recipe.seed)
+    return checkpoint if adapt is None else adapt(checkpoint)
+
+
+def provenance(job: Job, recipe: Recipe, argv: Sequence[str] | None) -> dict[str, Any]:
+    """The content of ``run.json``; ``repeat`` is a command that repeats the run, whatever the defaults become."""
+    from prefilter_common.runinfo import run_info
+    from prefilter_common.splits.guard import manifest_record
+
+    files = {name: job.data_dir / f"{name}.jsonl" for name in ("train", "val")}
+    return {
+        **run_info(argv, files),
+        "manifest": manifest_record(list(files.values())),
+        "recipe": asdict(recipe),
+        "processes": process_count(),
+        "repeat": command_to_repeat(job, recipe),
+    }
+
+
+def command_to_repeat(job: Job, recipe: Recipe) -> str:
+    """The script's command line with every flag that matters, quoted for a POSIX shell."""
+    launcher = ["torchrun", f"--nproc_per_node={process_count()}"] if process_count() > 1 else ["python"]
+    words = [*launcher, Path(sys.argv[0]).name]
+    for name, value in {**job.flags, "precision": recipe.precision}.items():
+        if value is None or value is False or name in ("overwrite", "resume", "checkpoint_minutes"):
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is not True:
+            words += map(str, value) if isinstance(value, list) else [str(value)]
+    return shlex.join(words)
+
+
+def settings_to_continue(job: Job, recipe: Recipe, checkpoint: "Checkpoint", run: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for ``--resume``, by the name that a message gives it."""
+    from prefilter_common.training.resume import base_model_digest
+
+    flags = {name: value for name, value in job.flags.items() if name not in FREE | RESOLVED}
+    return {
+        **{"--" + name.replace("_", "-"): value for name, value in flags.items()},
+        "--precision": recipe.precision,
+        "the number of articles per optimiser step": recipe.articles_per_step(process_count()),
+        "the number of processes": process_count(),
+        "train.jsonl": run["data"]["train"]["sha256"],
+        "val.jsonl": run["data"]["val"]["sha256"],
+        "the base model": base_model_digest(checkpoint),
+    }
+
+
+def calibrate(checkpoint: "Checkpoint", val: Sequence[Article], directory: Path) -> "Checkpoint":
+    """Fit the temperature on the validation articles; write their calibrated scores into ``directory``.
+
+    Returns:
+        The same model with the temperature in its contract; 1.0 where only one label occurs, which leaves nothing to
+        fit.
+    """
+    from prefilter_common.scoring import Scorer
+    from prefilter_common.statistics.calibration import at_temperature, fit_temperature
+
+    contract = replace(checkpoint.contract, temperature=1.0)
+    scores = Scorer.of(replace(checkpoint, contract=contract), checkpoint.model.device).score(val)
+    labels = labels_of(val)
+    temperature = round(fit_temperature(labels, scores), 4) if len(np.unique(labels)) == 2 else 1.0
+    log.info(f"temperature {temperature:.2f}, fitted on {len(val)} validation articles")
+    write_predictions(directory / VALIDATION_FILE, val, at_temperature(scores, temperature))
+    return replace(checkpoint, contract=replace(contract, temperature=temperature))
+
+
+def save_model_directory(
+    directory: Path, output: Path, checkpoint: "Checkpoint", metrics: Mapping[str, Any], run: Mapping[str, Any]
+) -> None:
+    """Fill ``directory``, which will become ``output``, with the checkpoint and its records."""
+    from peft import PeftModel
+
+    checkpoint.save(directory)
+    adapter = isinstance(checkpoint.model, PeftModel)
+    write_records(directory, output.as_posix(), checkpoint.contract, metrics, run, adapter)
+
+
+def summary_line(output: Path, metrics: Mapping[str, Any]) -> str:
+    """A training run's last line on stdout: one compact JSON object."""
+    keys = ("eval_f1", "eval_precision", "eval_recall", "best_epoch", "train_seconds", "train_articles_per_second")
+    return json.dumps({"model": str(output), **{key: metrics[key] for key in keys}}, separators=(",", ":"))

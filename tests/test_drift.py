@@ -1,0 +1,82 @@
+import json
+
+import numpy as np
+import pytest
+from conftest import call, write_jsonl
+
+from prefilter_common.articles import Article
+from prefilter_common.evaluation import drift
+from prefilter_common.evaluation.drift import flag_change, mix_change
+from prefilter_common.evaluation.language import languages
+
+
+def streamed(path, flagged, n=1_000):
+    rows = [
+        {"id": str(i), "score": 0.98 if i < flagged else 0.01 * (i % 7), "is_commerce": i < flagged} for i in range(n)
+    ]
+    return write_jsonl(path, rows)
+
+
+def test_the_same_traffic_has_not_changed(tmp_path, capsys):
+    files = streamed(tmp_path / "a.jsonl", 52), streamed(tmp_path / "b.jsonl", 55)
+    assert call(drift, files) == 0
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["changed"] == [] and [row["what"] for row in last["changes"]] == ["flag rate", "scores"]
+
+
+def test_less_than_half_of_the_flags_is_a_change_with_its_own_exit_code(tmp_path, capsys):
+    assert call(drift, (streamed(tmp_path / "a.jsonl", 52), streamed(tmp_path / "b.jsonl", 21))) == 3
+    out = capsys.readouterr().out
+    assert "flag rate: CHANGED" in out and "5.20% of 1,000 before, 2.10% of 1,000 now" in out
+    assert call(drift, (tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--max-ratio", 3)) == 0
+
+
+def test_languages_are_filled_in_and_their_mix_and_the_lengths_are_compared(tmp_path, capsys):
+    greek = "Η κυβέρνηση ανακοίνωσε σήμερα νέα μέτρα για την οικονομία"
+    english = "The government announced new measures for the economy today"
+    assert languages([Article(greek, ""), Article(english, ""), Article("", "", language="hu"), Article("1", "")]) == [
+        "el", "en", "hu", "unknown",
+    ]  # fmt: skip
+    before = [{"title": f"{english} {i}", "content": ""} for i in range(300)]
+    now = [
+        {"title": f"{greek if i % 2 else english} {i}", "content": english * 10 if i % 3 else ""} for i in range(300)
+    ]
+    files = write_jsonl(tmp_path / "a.jsonl", before), write_jsonl(tmp_path / "b.jsonl", now)
+    assert call(drift, files) == 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["changed"] == ["languages", "lengths"]
+    assert call(drift, (files[0], files[0])) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"score": 0.1}\n{"score": "x"}\n', "line 2: needs a JSON object whose"),
+        ("{", "line 1: invalid JSON"),
+        ("", "contains no rows"),
+        ('{"title": "only text", "content": ""}', "has nothing to compare with"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, capsys, text, words):
+    (tmp_path / "b.jsonl").write_text(text, encoding="utf-8")
+    assert call(drift, (streamed(tmp_path / "a.jsonl", 5), tmp_path / "b.jsonl")) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("p", "q"), [([0.46, 0.38, 0.12, 0.04], [0.3, 0.5, 0.15, 0.05]), ([0.1] * 10, [0.2] + [0.8 / 9] * 9)]
+)
+def test_95_of_100_intervals_hold_the_truth(p, q):
+    rng, p, q = np.random.default_rng(0), np.array(p), np.array(q)
+    index = ((q - p) * np.log(q / p)).sum()
+    held = 0
+    for _ in range(150):
+        draws = (rng.choice(len(share), 800, p=share).astype(str).tolist() for share in (p, q))
+        low, high = mix_change("languages", *draws, 0.2)["interval"]
+        held += low <= index <= high
+    assert held / 150 >= 0.9
+
+
+def test_equal_traffic_rarely_alarms():
+    rng = np.random.default_rng(0)
+    alarms = [flag_change(rng.random(1_000) < 0.05, rng.random(1_000) < 0.05, 1.5)["changed"] for _ in range(200)]
+    assert np.mean(alarms) <= 0.06

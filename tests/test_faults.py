@@ -1,0 +1,201 @@
+"""Whatever the file system does and whenever the process is killed: old, new or absent, one line, and it runs again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import FILES, TRAIN_FLAGS, call
+from faults import Killed, faults
+from malformed import snapshot
+
+import benchmark_inference
+import evaluate_models
+import train_encoder
+from prefilter_common import files
+from prefilter_common.benchmark import timing
+from prefilter_common.files import kept_directory, new_directory
+from prefilter_common.scoring import streaming
+
+ERRORS = ["ENOSPC", "EIO", "EACCES", Killed]
+
+
+def every_step(folder, error, run, prepare=lambda: None):
+    """Call ``run`` with the first step failing, the second ...; yield after each until no step is left."""
+    for step in range(1, 500):
+        prepare()
+        with faults(folder, step, error) as plan:
+            outcome = run()
+        if not plan.reached:
+            assert step > 3 and outcome == 0
+            return
+        yield outcome
+    raise AssertionError("it never ends")
+
+
+def visible(folder):
+    return {name: found for name, found in snapshot(folder).items() if not name.startswith(".")}
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("existing", [True, False])
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_directory_is_old_or_new_or_absent(tmp_path, monkeypatch, error, existing, exchange):
+    if not exchange:
+        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+
+    def save(content):
+        with new_directory(tmp_path / "m", overwrite=True) as partial:
+            (partial / "a").write_text(content)
+            (partial / "b").write_text(content)
+
+    def run():
+        if existing:
+            save("old")
+        else:
+            shutil.rmtree(tmp_path / "m", ignore_errors=True)
+        try:
+            with faults(tmp_path, step, error) as plan:
+                save("new")
+        except (Exception, Killed):
+            pass
+        return plan.reached
+
+    for step in range(1, 100):
+        reached = run()
+        found = {path.name: path.read_text() for path in (tmp_path / "m").glob("*")}
+        whole = [{"a": text, "b": text} for text in ("old", "new")]
+        # Without the system's exchange both are complete under hidden names for a moment.
+        gone = not found and (not existing or (not exchange and (tmp_path / ".m.old" / "b").read_text() == "old"))
+        assert found in whole or gone, step
+        if not reached:
+            break
+        recovered = tmp_path / ".m.old"
+        if not found and recovered.exists():
+            with pytest.raises(files.InputError, match="already exists"), new_directory(tmp_path / "m"):
+                pass
+            assert (tmp_path / "m" / "a").read_text() in ("old", "new")
+        save("again")
+        assert {path.name for path in tmp_path.iterdir()} == {"m"}
+    assert 5 < step < 100
+
+
+@pytest.fixture
+def quick_training(monkeypatch):
+    """Training itself is not what is tested: its last step, with the model as it is."""
+    metrics = {"train_articles": 1, "val_articles": 1, "best_epoch": 1, "eval_f1": 0.5, "eval_precision": 0.5}
+    metrics |= {"eval_recall": 0.5, "eval_accuracy": 0.5, "train_seconds": 1, "train_articles_per_second": 1}
+    monkeypatch.setattr("prefilter_common.training.fine_tuning.fine_tune", lambda *args, **kwargs: metrics)
+
+
+def check_end(code, error, capsys):
+    """One line, no traceback; a failure where nothing depends on it may pass."""
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    if code != "killed":
+        assert code in (0, 1, 2) and sum(line.startswith("error: ") for line in err.splitlines()) <= 1, err
+
+
+def command(script, argv):
+    def run():
+        try:
+            return call(script, argv)
+        except Killed:
+            return "killed"
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ERRORS)
+def test_training(tmp_path, tiny_encoder, data_dir, quick_training, capsys, error):
+    run = command(train_encoder, ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "m",
+                                  "--max-val-samples", "4", "--overwrite", *TRAIN_FLAGS])  # fmt: skip
+    assert run() == 0
+    for code in every_step(tmp_path, error, run):
+        check_end(code, error, capsys)
+        assert {path.name for path in (tmp_path / "m").iterdir()} == FILES
+        json.loads((tmp_path / "m" / "run.json").read_text(encoding="utf-8"))
+    assert {path.name for path in tmp_path.iterdir()} == {"m"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ERRORS)
+def test_evaluation(tmp_path, trained, data_dir, capsys, error, monkeypatch):
+    shutil.copytree(trained, tmp_path / "models")
+    flags = ["--models-dir", tmp_path / "models", "--test-data", data_dir / "test.jsonl", "--latency-samples", "1"]
+    run = command(evaluate_models, [*flags, "--output", tmp_path / "results"])
+    monkeypatch.setattr("prefilter_common.evaluation.run.time_single_articles", lambda *rest: (np.ones(1), np.ones(1)))
+    assert run() == 0
+    expected = visible(tmp_path).keys()
+    for code in every_step(tmp_path, error, run):
+        check_end(code, error, capsys)
+        found = {name for name in visible(tmp_path) if not name.split("/")[-1].startswith(".")}
+        assert found == expected
+        for name in found:
+            if name.endswith(".json"):
+                json.loads((tmp_path / name).read_text(encoding="utf-8"))
+    assert json.loads((tmp_path / "results/evaluation_results.json").read_text(encoding="utf-8"))["tiny"]["f1"] >= 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ERRORS)
+def test_scoring(tmp_path, trained, data_dir, capsys, error, monkeypatch):
+    monkeypatch.setattr(streaming, "CHUNK", 10)
+    folder = tmp_path / "out"
+    run = command(streaming, [trained / "tiny", data_dir / "train.jsonl", folder / "scores.jsonl"])
+    assert run() == 0
+    complete = (folder / "scores.jsonl").read_bytes()
+
+    for code in every_step(tmp_path, error, run, lambda: shutil.rmtree(folder)):
+        check_end(code, error, capsys)
+        output = folder / "scores.jsonl"
+        assert not output.exists() or output.read_bytes() == complete
+        if not output.exists():
+            assert run() == 0 and output.read_bytes() == complete
+
+
+class InProcess(timing.Worker):
+    """A worker without a process of its own."""
+
+    def __init__(self, *args):
+        self.opened = self._ask(timing._open, *args)
+
+    def __exit__(self, *error):
+        pass
+
+    def _ask(self, function, *args):
+        return function(*args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ERRORS)
+def test_benchmark(tmp_path, trained, data_dir, capsys, error, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("prefilter_common.benchmark.run.Worker", InProcess)
+    for name in ("prefilter_common.benchmark.run.matrix_rates",):
+        monkeypatch.setattr(name, lambda device: {"fp32": 1.0, "bf16": None, "int8": None})
+    flags = ["--test-data", data_dir / "test.jsonl", "--n-samples", "2", "--rounds", "1", "--passes", "1"]
+    flags += ["--engines", "onnxruntime-fp32", "--model", tmp_path / "tiny", "--output", tmp_path / "results"]
+    run = command(benchmark_inference, flags)
+
+    def prepare():
+        shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
+        shutil.copytree(trained / "tiny", tmp_path / "tiny")
+
+    for code in every_step(tmp_path, error, run, prepare):
+        check_end(code, error, capsys)
+        for path in tmp_path.rglob("*.json"):
+            json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_kept_directories_follow_no_link(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / "rows.jsonl").symlink_to(tmp_path / "precious")
+    with pytest.raises(files.InputError, match="is a link, or contains one"), kept_directory(tmp_path / "out"):
+        pass
+    (tmp_path / ".new.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(files.InputError, match="cannot be created"), new_directory(tmp_path / "new"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"

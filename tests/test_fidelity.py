@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+
+from prefilter_common.benchmark.fidelity import Tolerance, articles_needed, compare_scores, refusal
+from prefilter_common.statistics.intervals import clopper_pearson
+
+THRESHOLDS = {"default": 0.5, "high_precision": 0.9}
+TOLERANCE = Tolerance()
+
+
+@pytest.fixture
+def articles():
+    """Labels and scores of 1,000 articles, all decided rightly at both thresholds."""
+    labels = np.arange(1000) % 2
+    return labels, np.where(labels == 1, 0.95, 0.05)
+
+
+def test_the_same_scores_are_inside(articles):
+    labels, scores = articles
+    found = compare_scores(labels, scores, scores, THRESHOLDS, 0)
+    assert found["max_score_difference"] == found["mean_score_difference"] == 0
+    point = found["points"]["default"]
+    assert point["changed"] == point["f1_difference"] == 0 and point["n"] == 1000
+    assert refusal(found, TOLERANCE, reads_less=False) is None
+
+
+def test_no_changed_decision_among_60_articles_is_not_none_of_all():
+    """0 of 60 may be 6 % of all; 0 of 400, training articles counted, is less than 1 %."""
+    labels = np.repeat([0, 1], 30)
+    scores = np.where(labels == 1, 0.95, 0.05)
+    found = compare_scores(labels, scores, scores, THRESHOLDS, 0)
+    assert found["points"]["default"]["changed_interval"] == [0.0, 0.0596]
+    assert found["points"]["default"]["interval"][0] < 0 < found["points"]["default"]["interval"][1]
+    why = refusal(found, TOLERANCE, reads_less=False)
+    assert why.startswith("0 of 60 decisions changed at default, so up to 6.0% of all may")
+    assert why.endswith("takes 368 without one")
+    train = np.where(np.arange(340) % 2, 0.97, 0.03)
+    found = compare_scores(labels, scores, scores, THRESHOLDS, 0, (train, train))
+    assert found["points"]["default"]["n"] == 400 and found["points"]["default"]["f1_limit"] > -0.01
+    assert refusal(found, TOLERANCE, False) is None and refusal(found, TOLERANCE, True) is None
+    for n, words in ((8, "2.0% of decisions changed"), (1, "1 of 400 decisions changed")):
+        changed = np.where(np.arange(340) < n, 1 - train, train)
+        found = compare_scores(labels, scores, scores, THRESHOLDS, 0, (train, changed))
+        assert words in refusal(found, TOLERANCE, reads_less=False)
+
+
+@pytest.mark.parametrize("n", [100, 400])
+def test_as_many_articles_as_are_said_to_be_needed_are_enough(n):
+    needed = articles_needed(1 / n)
+    assert clopper_pearson(0, needed)[1] < 1 / n <= clopper_pearson(0, needed - 1)[1]
+
+
+def test_a_decision_changed_at_any_operating_point_counts(articles):
+    labels, scores = articles
+    other = scores.copy()
+    other[labels == 1] -= 0.1  # over the higher threshold only
+    found = compare_scores(labels, scores, other, THRESHOLDS, 0)
+    assert found["points"]["default"]["changed"] == 0 and found["points"]["high_precision"]["changed"] == 0.5
+    assert found["max_score_difference"] == pytest.approx(0.1)
+    assert found["mean_score_difference"] == pytest.approx(0.05)
+    assert refusal(found, TOLERANCE, reads_less=False) == "50.0% of decisions changed at high_precision"
+
+
+def test_changes_for_the_better_are_still_changes_of_an_engine_but_not_of_a_shorter_read(articles):
+    labels, right = articles
+    reference = right.copy()
+    reference[:20] = 1 - reference[:20]
+    found = compare_scores(labels, reference, right, {"default": 0.5}, 0)
+    assert found["points"]["default"]["f1_difference"] > 0
+    assert refusal(found, TOLERANCE, reads_less=False) == "2.0% of decisions changed at default"
+    assert refusal(found, TOLERANCE, reads_less=True) is None
+
+
+def test_lost_f1_is_refused_by_its_interval_not_by_its_point(articles):
+    labels, scores = articles
+    other = scores.copy()
+    other[1:16:2] = 0.05  # 8 of 500 commerce articles lost: F1 falls by 0.8 points, perhaps by more than one
+    found = compare_scores(labels, scores, other, {"default": 0.5}, 0)
+    assert -0.01 < found["points"]["default"]["f1_difference"] < 0
+    assert "F1 at default may be 1." in refusal(found, TOLERANCE, reads_less=True)
+    assert refusal(found, Tolerance(f1_loss=0.02), reads_less=True) is None
+
+
+def test_without_labels_an_engine_is_judged_by_its_decisions_and_a_shorter_read_not_at_all(articles):
+    _, scores = articles
+    found = compare_scores(None, scores, scores, THRESHOLDS, 0)
+    assert found["points"]["default"]["interval"] is None
+    assert refusal(found, TOLERANCE, reads_less=False) is None
+    assert refusal(found, TOLERANCE, reads_less=True) == "no labels to judge it on"
+
+
+def test_scores_that_are_not_numbers_are_refused(articles):
+    labels, scores = articles
+    broken = scores.copy()
+    broken[3] = np.nan
+    assert (
+        refusal(compare_scores(labels, scores, broken, THRESHOLDS, 0), TOLERANCE, False)
+        == "scores that are not numbers"
+    )

@@ -1,0 +1,108 @@
+"""Precision, prevalence and saving in production, from counts on a test set."""
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from prefilter_common.statistics.intervals import (
+    clopper_pearson,
+    combination_interval,
+    effective_size,
+    ratio_interval,
+    weighted_share,
+)
+from prefilter_common.statistics.prevalence import (
+    journalism_needed,
+    per_thousand,
+    precision_at,
+    precision_interval,
+    prevalence_from_flags,
+    saving,
+)
+
+COUNTS = {"tp": 87, "n_commerce": 89, "fp": 3, "n_journalism": 101}
+
+
+def test_what_96_7_percent_on_the_test_set_are_where_commerce_is_rare():
+    """3 false alarms among 101 journalism articles."""
+    precision, interval = precision_at(0.05, COUNTS)
+    assert precision == pytest.approx(0.634, abs=0.001) and np.ravel(interval) == pytest.approx([0.38, 0.84], abs=0.01)
+    assert precision_at(0.03, COUNTS)[0] == pytest.approx(0.504, abs=0.001)
+    assert precision_at(89 / 190, COUNTS)[0] == pytest.approx(87 / 90)
+
+
+def test_without_a_false_alarm_the_upper_limit_alone_is_one():
+    precision, (low, high) = precision_at(0.05, {**COUNTS, "fp": 0})
+    assert precision == high == 1 and 0.5 < low < 0.75
+    precision, limits = precision_at(0.05, {**COUNTS, "tp": 0, "fp": 0})
+    assert precision is None and limits[0] == 0 and limits[1] == 1
+
+
+def test_the_articles_that_95_percent_take():
+    assert journalism_needed(0.05, 0.95) == 1456
+    assert precision_interval(0.05, 95_000, 100_000, 0, 1456)[0] == pytest.approx(0.95, abs=1e-3)
+
+
+def test_exact_limits_are_scipys():
+    for k, n in ((0, 60), (3, 60), (60, 60), (0, 400)):
+        theirs = binomtest(k, n).proportion_ci()
+        assert np.ravel(clopper_pearson(k, n)) == pytest.approx([theirs.low, theirs.high])
+    assert np.ravel(clopper_pearson(0, 0)).tolist() == [0, 1]
+
+
+def test_the_ratio_of_proportions_is_koopmans():
+    # Koopman 1984, p. 517: 36 of 40 against 16 of 80
+    assert np.ravel(ratio_interval(36, 40, 16, 80)) == pytest.approx([2.94, 7.15], abs=0.01)
+    low, high = ratio_interval(np.array([0, 5]), 10, np.array([5, 0]), 10)
+    assert low[0] == 0 and 0 < high[0] < 1 and low[1] > 1 and high[1] == np.inf
+    inverse = 1 / np.array(ratio_interval(16, 80, 36, 40))
+    assert inverse[::-1] == pytest.approx(np.ravel(ratio_interval(36, 40, 16, 80)))
+
+
+@pytest.mark.parametrize(
+    ("n_commerce", "n_journalism", "recall", "false_alarms", "prevalence"),
+    [(89, 101, 0.97, 0.03, 0.05), (89, 101, 0.9, 0.05, 0.175), (28, 32, 0.9, 0.1, 0.05), (89, 1000, 0.95, 0.005, 0.03)],
+)
+def test_95_of_100_intervals_hold_the_truth(n_commerce, n_journalism, recall, false_alarms, prevalence):
+    """1,000 test sets and traffics drawn from a population in which everything is known."""
+    rng = np.random.default_rng(4)
+    runs, n_traffic, costs = 1_000, 1_000, {"per_article": 1.0, "of_blocking": 10.0}
+    tp, fp = rng.binomial(n_commerce, recall, runs), rng.binomial(n_journalism, false_alarms, runs)
+    true_precision = prevalence * recall / (prevalence * recall + (1 - prevalence) * false_alarms)
+    low, high = precision_interval(prevalence, tp, n_commerce, fp, n_journalism)
+    flag_rate = prevalence * recall + (1 - prevalence) * false_alarms
+    flagged = rng.binomial(n_traffic, flag_rate, runs)
+    true_saving = 1_000 * (prevalence * recall - 9 * (1 - prevalence) * false_alarms)
+    covered = {"precision": int(((low <= true_precision) & (true_precision <= high)).sum()), "share": 0, "saving": 0}
+    for t, f, k in zip(tp.tolist(), fp.tolist(), flagged, strict=True):
+        counts = {"tp": t, "n_commerce": n_commerce, "fp": f, "n_journalism": n_journalism}
+        _, (least, most) = prevalence_from_flags(k / n_traffic, n_traffic, counts)
+        covered["share"] += least <= prevalence <= most
+        _, (least, most) = saving(prevalence, counts, costs)
+        covered["saving"] += least <= true_saving <= most
+    assert all(930 <= n <= 985 for n in covered.values()), covered
+
+
+def test_the_estimate_of_prevalence_is_rogan_and_gladens():
+    estimate, (low, high) = prevalence_from_flags(0.0765, 1_000, {**COUNTS, "tp": 89, "fp": 3})
+    assert estimate == pytest.approx((0.0765 - 3 / 101) / (1 - 3 / 101)) and low < estimate < high
+    assert prevalence_from_flags(0.01, 1_000, COUNTS)[0] == 0  # fewer flags than false alarms alone would give
+    assert prevalence_from_flags(0.5, 1_000, {**COUNTS, "tp": 2}) is None  # flags journalism more often
+
+
+def test_a_thousand_articles_and_what_they_save():
+    of_1000 = per_thousand(0.05, COUNTS)
+    assert of_1000["journalism_blocked"]["value"] == pytest.approx(950 * 3 / 101)
+    assert of_1000["commerce_dropped"]["value"] + of_1000["commerce_let_through"]["value"] == pytest.approx(50)
+    assert all(row["interval"][0] < row["value"] < row["interval"][1] for row in of_1000.values())
+    total, (low, high) = saving(0.05, COUNTS, {"per_article": 0.01, "of_blocking": 0.5})
+    assert total == pytest.approx(0.01 * 50 * 87 / 89 - 0.49 * 950 * 3 / 101) and low < total < high
+
+
+def test_repeated_texts_count_for_fewer():
+    assert effective_size(np.ones(50)) == 50 and effective_size(np.array([10.0, 1, 1])) == pytest.approx(144 / 102)
+    flags, often = np.array([True, False, False, False] * 25), np.full(100, 5.0)
+    share, (low, high) = weighted_share(flags, often)
+    assert share == 0.25 and high - low > 0.15  # as of 100 articles, not of 500
+    total, (low, high) = combination_interval([2, -1], [0.5, 0.2], [(0.4, 0.6), (0.1, 0.4)])
+    assert total == pytest.approx(0.8) and low == pytest.approx(0.8 - np.hypot(0.2, 0.2)) and high < 1.03

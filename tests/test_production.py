@@ -1,0 +1,119 @@
+"""The simulated disaster, from made-up scores through everything but the models, and the panel of production."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prefilter_common.articles import Article, labels_of
+from prefilter_common.evaluation.production import best_saving_threshold, blocked_by_slice, production_section
+from prefilter_common.evaluation.results import compare, refresh_latency, write_results
+from prefilter_common.evaluation.run import Data, Options
+from prefilter_common.evaluation.sections import Scored, model_row
+from prefilter_common.scoring.engines import REFERENCE
+
+COSTS = {"per_article": 0.01, "of_blocking": 0.5}
+ROW = {"avg_inference_ms": 12.0, "device": "cpu", "latency_articles": 5}
+
+
+def articles(n, rng, short, english):
+    return [
+        Article(f"title {i}", " ".join(rng.choice(list("abcdefgh"), 60 if is_short else 300)), i % 2, f"a{i}",
+                "en" if is_english else "el")
+        for i, (is_short, is_english) in enumerate(zip(rng.random(n) < short, rng.random(n) < english, strict=True))
+    ]  # fmt: skip
+
+
+def scored(labels, missed, seed, points=("default",)):
+    """Right about 98 of 100, but for the commerce that it misses."""
+    rng = np.random.default_rng(seed)
+    called = ((labels == 1) ^ (rng.random(len(labels)) < 0.005)) & ~missed
+    return np.where(called, 0.97, 0.002) + rng.random(len(labels)) * 0.01
+
+
+@pytest.fixture(params=[1_000, 300])
+def disaster(request, tmp_path):
+    """Long English test articles, on which two models are equally good, and traffic on which the faster misses most."""
+    rng = np.random.default_rng(7)
+    test, traffic = articles(190, rng, 0.02, 0.84), articles(request.param, rng, 0.7, 0.46)
+    truth = (rng.random(len(traffic)) < 0.055).astype(int)
+    weak = np.array([a.language == "el" and len(a.content) < 250 for a in traffic])
+    none = np.zeros(190, bool)
+    models = {
+        name: Scored(scored(labels_of(test), none, 1), np.full(190, 50), 256, 1.0, {"default": 0.5},
+                     scored(truth, (truth == 1) & misses, 2))
+        for name, misses in (("old", np.zeros(len(traffic), bool)), ("new", weak | (rng.random(len(traffic)) < 0.3)))
+    }  # fmt: skip
+    rows = {name: {**model_row(test, model, 0), **ROW} for name, model in models.items()}
+    rows["old"]["cpu_benchmark_ms"], rows["new"]["cpu_benchmark_ms"] = 40.0, 10.0
+    data = Data(test, None, None, [replace(a, label=None) for a in traffic])
+    options = Options(tmp_path, REFERENCE, 32, 5, 0.95, None, 0, (0.05,), COSTS, (20, 40))
+    return {"_run": {}, **compare(data, models, rows, options)}, tmp_path
+
+
+def test_the_disaster_cannot_be_shipped(disaster):
+    results, output = disaster
+    rates = [results["_traffic"]["flag_rates"][name]["default"]["rate"] for name in ("old", "new")]
+    assert rates[1] < 0.6 * rates[0] and results["old"]["f1"] == results["new"]["f1"]
+    choice = results["_choice"]
+    assert choice["selected"] is None and choice["reason"].startswith("None yet")
+    assert any("DIFFER" in row["suspect"] or "do not cover" in row["suspect"] for row in choice["objections"])
+    named = [row for row in choice["objections"] if row["file"]]
+    assert named and all(row["to_label"] > 0 and (output / row["file"].rsplit("/", 1)[1]).is_file() for row in named)
+    queue = [json.loads(line) for line in (output / "review_queue_new.jsonl").read_text(encoding="utf-8").splitlines()]
+    misses = [row for row in queue if row["why"] == "models disagree" and row["score"] < 0.02]
+    assert len(misses) >= 3 and {row["language"] for row in misses} >= {"el"}
+    assert (output / "audit_new.jsonl").read_text(encoding="utf-8").count("\n") >= 40
+
+
+def test_the_panel_and_the_estimate_of_commerce(disaster):
+    production = disaster[0]["_production"]
+    old = production["models"]["old"]
+    low, high = old["prevalence_estimate"]["interval"]
+    assert low < 0.055 < high
+    assumed, estimated = old["panel"]
+    assert (assumed["prevalence"], assumed["source"]) == (0.05, "assumed")
+    assert estimated["prevalence"] == old["prevalence_estimate"]["share"]
+    on_test = disaster[0]["old"]["intervals"]["precision"]
+    assert assumed["intervals"]["precision"][0] < on_test[0] - 0.2 and assumed["saving_per_1000"] is not None
+    assert production["journalism_needed"] == {"0.05": 1456}
+
+
+def test_false_alarms_that_the_flag_rate_contradicts_are_a_warning():
+    rng = np.random.default_rng(0)
+    test = articles(190, rng, 0.5, 0.5)
+    scores = np.where(labels_of(test) | (np.arange(190) % 10 == 0), 0.9, 0.1)  # 20 % false alarms
+    model = Scored(scores, np.ones(190), 64, 1.0, {"default": 0.5})
+    rates = {"flag_rates": {"m": {"default": {"rate": 0.02, "interval": [0.01, 0.03]}}}}
+    section = production_section(test, {"m": model}, rates, np.ones(1_000), None, [0.05], 0.95, None)
+    estimate = section["models"]["m"]["prevalence_estimate"]
+    assert estimate["share"] is None and "the traffic is of another kind" in estimate["warning"]
+
+
+def test_the_threshold_that_saves_the_most():
+    labels = np.repeat([0, 1], [500, 100])
+    scores = np.concatenate([np.linspace(0, 0.7, 500), np.linspace(0.4, 1, 100)])
+    cheap = best_saving_threshold(labels, scores, 0.05, {"per_article": 1, "of_blocking": 1.001})
+    dear = best_saving_threshold(labels, scores, 0.05, {"per_article": 1, "of_blocking": 50})
+    assert cheap < 0.69 < dear
+    assert best_saving_threshold(labels, scores, 0.05, {"per_article": 1, "of_blocking": 1e9}) > 1
+
+
+def test_who_is_blocked_the_worst_first():
+    test = [Article("", "x" * (100 if i % 2 else 600), 0, str(i), "el" if i < 60 else "en") for i in range(200)]
+    scores = np.array([0.9 if i < 60 and i % 2 else 0.1 for i in range(200)])
+    rows = blocked_by_slice(test, Scored(scores, np.ones(200), 64, 1.0, {"default": 0.5}))
+    assert (rows[0]["value"], rows[0]["n_blocked"], rows[0]["n_journalism"]) == ("el, short", 30, 30)
+    assert rows[0]["interval"][0] > 0.8 and rows[-1]["rate"] == 0
+
+
+def test_a_latency_measured_later_reaches_the_choice_and_the_page(disaster, monkeypatch):
+    results, output = disaster
+    monkeypatch.setattr("prefilter_common.evaluation.results.write_page", lambda path, found: path.write_text("page"))
+    results["old"]["cpu_benchmark_ms"] = None
+    write_results(output, results)
+    assert refresh_latency(output, "old", 33.0) and not refresh_latency(output, "unknown", 1.0)
+    again = json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))
+    assert again["_choice"]["models"]["old"]["cpu_ms"] == 33.0
+    assert not refresh_latency(output / "nowhere", "old", 1.0)

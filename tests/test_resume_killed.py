@@ -1,0 +1,92 @@
+"""SIGKILL at any moment, and the death of one of two processes: --resume ends as an uninterrupted run."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import FILES, ROOT
+
+pytestmark = pytest.mark.slow
+
+FLAGS = ["--epochs", "3", "--batch-size", "8", "--max-length", "64", "--learning-rate", "1e-3", "--precision", "fp32"]
+# Moments per script; each costs up to two runs of a second.
+MOMENTS = int(os.environ.get("KILL_MOMENTS", "6"))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
+@pytest.mark.parametrize(
+    ("script", "family", "weights"),
+    [("train_encoder", "minilm", "model"), ("train_qwen_lora", "qwen", "adapter_model")],
+)
+def test_killed_at_moments_over_the_whole_run(tmp_path, tiny_models, data_dir, script, family, weights):
+    flags = ["--model", tiny_models[family], "--data-dir", data_dir, *FLAGS]
+    command = [sys.executable, ROOT / "tests" / "killed_runs.py", script, f"{weights}.safetensors", tmp_path, MOMENTS]
+    done = subprocess.run(
+        list(map(str, [*command, *flags])),
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    print(*rows, sep="\n")
+    assert len(rows) == MOMENTS
+    assert all(row["code"] == 0 and row["same"] for row in rows), rows
+    for i in range(MOMENTS):  # killed or continued, each directory is whole
+        assert FILES - {p.name for p in (tmp_path / f"m{i}").iterdir()} <= {"config.json", "model.safetensors"}
+
+
+# Runs a training script in which the process of rank 1 kills itself before step 9.
+KILLED = """
+import os, signal, sys
+from prefilter_common.cli import exit_code
+from prefilter_common.training.progress import ProgressLog
+import {script} as script
+
+original = ProgressLog.on_step_begin
+
+def hook(self, args, state, control, **kwargs):
+    if state.global_step == 8 and os.environ["RANK"] == "1":
+        open(os.environ["KILLED_AT"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, args, state, control, **kwargs)
+
+ProgressLog.on_step_begin = hook
+sys.exit(exit_code(script.main))
+"""
+
+
+def torchrun(script, *flags, **env):
+    env = {**os.environ, **env, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", script, *flags]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize(
+    ("script", "family", "weights"),
+    [("train_encoder", "minilm", "model"), ("train_qwen_lora", "qwen", "adapter_model")],
+)
+def test_two_processes_of_which_one_is_killed(tmp_path, tiny_models, data_dir, script, family, weights):
+    flags = ["--model", tiny_models[family], "--data-dir", data_dir, *FLAGS, "--batch-size", "4"]
+    killed = tmp_path / "killed.py"
+    killed.write_text(KILLED.format(script=script), encoding="utf-8")
+    mark = tmp_path / "killed-at"
+    done = torchrun(killed, *flags, "--output", tmp_path / "m", "--checkpoint-minutes", "1e-6", KILLED_AT=str(mark))
+    seconds = time.time() - mark.stat().st_mtime
+    print(f"ended {seconds:.1f} s after the kill")
+    assert seconds < 60
+    assert done.returncode != 0 and not (tmp_path / "m").exists()
+    ours = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "interrupted: "))]
+    assert len(ours) == 1, done.stderr
+    assert ours[0].endswith("the same command plus --resume continues after step 8"), ours
+    assert torchrun(f"{script}.py", *flags, "--output", tmp_path / "whole").returncode == 0
+    done = torchrun(f"{script}.py", *flags, "--output", tmp_path / "m", "--resume")
+    assert done.returncode == 0 and "continuing after step 8" in done.stderr, done.stderr
+    for name in (f"{weights}.safetensors", "validation_predictions.jsonl"):
+        assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    curves = []
+    for model in ("m", "whole"):
+        curve = json.loads((tmp_path / model / "training_metrics.json").read_text(encoding="utf-8"))["curve"]
+        curves.append([(e["epoch"], e["eval_f1"], e["eval_loss"]) for e in curve if "eval_f1" in e])
+    assert curves[0] == curves[1] and len(curves[0]) == 3

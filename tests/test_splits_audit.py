@@ -1,0 +1,272 @@
+"""The audit finds known faults in splits, and merging adds labelled articles to train only."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import ROOT, SPLITS, call, write_jsonl
+from test_page import VOID, Checker
+
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.errors import InputError
+from prefilter_common.models import packaged_encoder
+from prefilter_common.splits import __main__ as splits_command
+from prefilter_common.splits.audit.probes import Labelled, label_suspects, predicted, text_features
+from prefilter_common.splits.audit.report import write_audit_page
+from prefilter_common.splits.audit.shortcuts import shortcuts
+from prefilter_common.splits.cleaning import to_record
+
+NAMES = ("train", "val", "test")
+DATA = ROOT.parent / "shared" / "data"
+EVIL = "<script>alert(1)</script>\"onload='x' \x00\u202e</svg></style>"
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """The hand-written splits as lists that a test may change, and a function that writes and audits them."""
+    articles = {name: load_articles(SPLITS / f"{name}.jsonl") for name in NAMES}
+
+    def run(*flags, folder="data"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name, part in articles.items():
+            write_jsonl(tmp_path / folder / f"{name}.jsonl", [to_record(a) for a in part])
+        code = call(splits_command, ["audit", tmp_path / folder, "--output", tmp_path / "results", *flags])
+        return code, json.loads((tmp_path / "results" / "split_audit.json").read_text(encoding="utf-8"))
+
+    return articles, run
+
+
+@pytest.fixture
+def model(classifiers):
+    """A model directory with a tokenizer, so that the packaged encoder is not needed."""
+    return classifiers["minilm"]
+
+
+@pytest.mark.slow
+def test_the_hand_written_splits_do_not_overlap(splits, model, capsys):
+    code, report = splits[1]("--model", model)
+    assert code == 0 and not report["overlap"]
+    assert all(row["articles"] == 0 for row in report["duplicates"]["across"])
+    assert report["labels"] == {"scored": 400, "against": 0, "in_the_middle": 0, "examples": []}
+    assert report["reading"]["max_length"] == 64 and 0 < report["reading"]["splits"]["test"]["share_cut"] <= 1
+    assert report["splits"]["train"]["labels"] == {"journalism": 148, "commerce": 132}
+    assert "test in train" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_without_the_packaged_encoder_only_truncation_is_not_measured(splits, monkeypatch):
+    def absent():
+        raise InputError("the packaged encoder is not installed here")
+
+    monkeypatch.setattr(packaged_encoder, "packaged_encoder", absent)
+    code, report = splits[1]()
+    assert code == 0 and report["reading"]["model"] is None and "not installed" in report["reading"]["reason"]
+    assert splits[1]("--model", "nowhere")[0] == 2
+
+
+@pytest.mark.slow
+def test_leaks_flipped_labels_and_a_missing_manifest_are_found(splits, model):
+    articles, run = splits
+    copied = articles["test"][:6]
+    articles["train"] += [
+        replace(copied[0], id="same text"),
+        replace(copied[1], id="louder", content=copied[1].content.upper() + "!!!"),
+        replace(max(copied, key=lambda a: len(a.content)), id="cut", title="Other", content=max(
+            (a.content for a in copied), key=len)[:200]),
+        replace(copied[3], title="Anything", content="Else"),  # the same id
+        replace(copied[4], id="contradiction", label=1 - copied[4].label, commerce_score=None),
+    ]  # fmt: skip
+    articles["val"][0] = replace(articles["val"][0], label=1 - articles["val"][0].label)
+    code, report = run("--model", model)
+    assert code == 1 and report["overlap"]
+    (row,) = [row for row in report["duplicates"]["across"] if row["splits"] == ["train", "test"]]
+    kinds = {example["other"]["id"]: example["kind"] for example in row["examples"]}
+    assert kinds["same text"] == kinds["louder"] == kinds["contradiction"] == "exact"
+    assert kinds["cut"] == "contained" and kinds[copied[3].id] == "same id"
+    assert report["duplicates"]["both_labels"] == 1
+    assert [example["id"] for example in report["labels"]["examples"]] == [articles["val"][0].id]
+    assert report["manifest"] is None
+
+
+def test_a_source_that_gives_the_label_away_is_a_shortcut(splits):
+    articles = [a for part in splits[0].values() for a in part]
+    labels, nobody = np.array([a.label for a in articles]), np.arange(len(articles))
+    assert not [row for row in shortcuts(Labelled(articles, labels, nobody)) if row["is_shortcut"]]
+    # Nine in ten articles of a source have one label.
+    told = [replace(a, source=f"feed{2 * (i % 7) + (a.label ^ (i % 10 == 0))}") for i, a in enumerate(articles)]
+    rows = shortcuts(Labelled(told, labels, nobody))
+    assert [row["property"] for row in rows if row["is_shortcut"]] == ["source"]
+    assert 0.85 < rows[0]["accuracy"] < 0.95
+
+
+def test_a_phrase_that_gives_the_label_away_is_a_shortcut(splits):
+    articles = [a for part in splits[0].values() for a in part]
+    marked = [replace(a, content=f"Black Friday {a.content}") if a.label else a for a in articles]
+    data = Labelled(marked, np.array([a.label for a in marked]), np.arange(len(marked)))
+    assert [row["property"] for row in shortcuts(data) if row["is_shortcut"]] == ["phrase"]
+
+
+@pytest.mark.slow
+def test_traffic_is_compared_and_languages_missing_from_test_are_named(splits, model, tmp_path):
+    traffic = write_jsonl(
+        tmp_path / "traffic.jsonl",
+        [{"title": f"Nyhet {i}", "content": f"text nummer {i} " * 3, "language": "no"} for i in range(50)],
+    )
+    report = splits[1]("--model", model, "--traffic", traffic)[1]
+    far = {tuple(row["sets"]): row for row in report["distances"]}
+    assert far["test", "traffic"]["language"] == pytest.approx(1) and far["test", "traffic"]["text"]["roc_auc"] > 0.95
+    assert far["train", "test"]["language"] < 0.2 and far["train", "test"]["text"]["roc_auc"] < 0.65
+    assert "languages in the traffic but not in test: no (100%)" in report["warnings"]
+
+
+def flipped_among_suspects(articles, n, seed):
+    labels = np.array([a.label for a in articles])
+    flipped = np.random.default_rng(seed).choice(len(labels), n, replace=False)
+    labels[flipped] = 1 - labels[flipped]
+    data = Labelled(articles, labels, np.arange(len(labels)))
+    suspects = label_suspects(data, predicted(text_features(articles), labels, data.folds()))
+    assert len(suspects) <= 60
+    return len({row["place"] for row in suspects} & set(flipped.tolist()))
+
+
+def test_many_more_flipped_labels_are_suspected_than_by_chance(splits):
+    articles = [a for part in splits[0].values() for a in part]
+    # 60 of the 400 at random would contain 3 of the 20.
+    assert flipped_among_suspects(articles, 20, seed=0) >= 7
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the register corpora")
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_half_of_the_flipped_labels_are_suspected_in_the_register_corpora(seed):
+    articles = [a for name in NAMES for a in load_articles(DATA / "registers" / f"{name}.jsonl")]
+    assert flipped_among_suspects(articles, 20, seed) >= 10
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the register corpora")
+@pytest.mark.slow
+def test_the_register_corpora_are_split_cleanly(tmp_path, model):
+    rows = [to_record(a) for name in NAMES for a in load_articles(DATA / "registers" / f"{name}.jsonl")]
+    write_jsonl(tmp_path / "in.jsonl", [{**row, "commerce_score": 9.0 if row["label"] else 1.0} for row in rows])
+    assert call(splits_command, ["build", tmp_path / "in.jsonl", "--output", tmp_path / "out"]) == 0
+    flags = ["--model", model, "--output", tmp_path / "results"]
+    assert call(splits_command, ["audit", tmp_path / "out", *flags]) == 0
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the sample of real news")
+def test_real_news_is_repaired_and_its_source_is_a_shortcut(tmp_path, model):
+    rows = [to_record(a) for a in load_articles(DATA / "news_sample.jsonl")]
+    garbled = 0
+    for row in rows:
+        as_mac = row["content"].encode("utf-8").decode("mac_roman")
+        garbled += as_mac != row["content"]
+        row["content"] = as_mac
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    assert call(splits_command, ["build", tmp_path / "in.jsonl", "--output", tmp_path / "out"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["repaired_rows"]["mojibake"] == garbled >= 20
+    flags = ["--model", model, "--output", tmp_path / "results"]
+    assert call(splits_command, ["audit", tmp_path / "out", *flags]) == 0
+    report = json.loads((tmp_path / "results" / "split_audit.json").read_text(encoding="utf-8"))
+    assert [row["property"] for row in report["shortcuts"] if row["is_shortcut"]] == ["source"]
+
+
+@pytest.mark.slow
+def test_the_page_is_valid_and_escapes_hostile_texts(splits, model, tmp_path):
+    articles, run = splits
+    copy = replace(articles["test"][0], label=1 - articles["test"][0].label)
+    articles["train"].append(replace(copy, id=EVIL, title=EVIL + copy.title, source=EVIL, language=EVIL))
+    report = run("--model", model)[1]
+    report["suspects"][0]["title"] += "\ud800"  # half of a UTF-16 pair cannot be written as UTF-8
+    write_audit_page(tmp_path / "page.html", report)
+    html = (tmp_path / "page.html").read_text(encoding="utf-8")
+    seen = Checker()
+    seen.feed(html)
+    assert seen.open == [] and seen.headings.count(1) == 1
+    assert not ({"script", "img", "link", "iframe"} & set(seen.tags)) and set(seen.tags) & VOID == {"meta"}
+    assert not {"src", "style", "onload"} & {key for key, _ in seen.attributes}
+    assert "default-src 'none'" in html and "url(" not in html
+    ids = [value for key, value in seen.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    targets = [value for key, value in seen.attributes if key in ("href", "aria-labelledby")]
+    assert {target.removeprefix("#") for target in targets} <= set(ids)
+    assert "Train and test overlap" in seen.text
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_a_missing_split_is_named_with_exit_code_2(splits, missing, capsys, tmp_path):
+    splits[0].pop(missing)
+    for name, part in splits[0].items():
+        write_jsonl(tmp_path / f"{name}.jsonl", [to_record(a) for a in part])
+    assert call(splits_command, ["audit", tmp_path, "--output", tmp_path / "results"]) == 2
+    assert f"{missing}.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+# --- merge -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Splits that ``build`` made from the hand-written articles."""
+    records = [to_record(a) for name in NAMES for a in load_articles(SPLITS / f"{name}.jsonl")]
+    write_jsonl(tmp_path / "scored.jsonl", records)
+    assert call(splits_command, ["build", tmp_path / "scored.jsonl", "--output", tmp_path / "out"]) == 0
+    return tmp_path / "out"
+
+
+def merge(built, rows, *flags):
+    path = write_jsonl(built.parent / "labelled.jsonl", rows)
+    return call(splits_command, ["merge", path, "--splits", built, *flags])
+
+
+def test_answers_are_added_to_train_only(built):
+    files = {path.name: path.read_bytes() for path in built.iterdir()}
+    train, test = (load_articles(built / f"{name}.jsonl") for name in ("train", "test"))
+    long_one = max(test, key=lambda a: len(a.content))
+    rows = [
+        {"id": "q1", "title": "New", "content": "A wholly new text", "label": 1, "score": 0.4, "why": "uncertain"},
+        {"id": "q2", "title": "Open", "content": "Nobody has answered this", "label": None},
+        {"id": "q3", "title": "Read", "content": long_one.content[:180], "label": 0},
+        {**to_record(test[1]), "content": "rewritten since"},
+        to_record(train[0]),
+        {"id": train[1].id, "title": train[1].title, "content": train[1].content, "label": 1 - train[1].label},
+        {"id": "q4", "title": "Twice", "content": "answered both ways", "label": 0},
+        {"id": "q4", "title": "Twice", "content": "answered both ways", "label": 1},
+    ]
+    assert merge(built, rows) == 2  # not without --overwrite
+    assert {path.name: path.read_bytes() for path in built.iterdir()} == files
+    assert merge(built, rows, "--overwrite") == 0
+    manifest = json.loads((built / "manifest.json").read_text(encoding="utf-8"))
+    record = manifest["merges"][-1]
+    assert record["discarded_rows"] == {
+        "already in train": 1, "conflicting labels": 2, "no label": 1, "shared with val or test": 2,
+    }  # fmt: skip
+    assert (record["added_rows"], record["corrected_rows"], record["input_rows"]) == (1, 1, 8)
+    assert manifest["input_rows"] == 400
+    for name in ("val.jsonl", "test.jsonl"):
+        assert (built / name).read_bytes() == files[name]
+    lines, earlier = ((data.splitlines()) for data in ((built / "train.jsonl").read_bytes(), files["train.jsonl"]))
+    assert lines[0] == earlier[0] and lines[2 : len(earlier)] == earlier[2:]
+    corrected, added = json.loads(lines[1]), json.loads(lines[-1])
+    assert corrected["label"] == 1 - train[1].label and "commerce_score" not in corrected
+    assert added == rows[0] | {"label": 1}
+    assert manifest["splits"]["train"]["rows"] == len(earlier) + 1
+
+
+def test_merging_the_same_answers_again_changes_nothing(built):
+    row = {"id": "q1", "title": "New", "content": "A wholly new text", "label": 1}
+    assert merge(built, [row], "--overwrite") == 0
+    train = (built / "train.jsonl").read_bytes()
+    assert merge(built, [row], "--overwrite") == 0
+    assert (built / "train.jsonl").read_bytes() == train
+    assert len((built / "cleaning.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_merging_into_splits_without_a_manifest(tmp_path):
+    path = write_jsonl(tmp_path / "labelled.jsonl", [{"title": "New", "content": "A wholly new text", "label": 1}])
+    flags = ["--splits", SPLITS, "--output", tmp_path / "out"]
+    assert call(splits_command, ["merge", path, *flags]) == 0
+    assert (tmp_path / "out" / "test.jsonl").read_bytes() == (SPLITS / "test.jsonl").read_bytes()
+    assert Article.from_record(json.loads((tmp_path / "out" / "train.jsonl").read_bytes().splitlines()[-1])).label == 1
