@@ -170,24 +170,20 @@ def require_files(*paths: Path) -> None:
 def _require_writable(path: Path) -> None:
     """Raise InputError unless something can be created beside ``path`` under a longer name; leaves nothing behind.
 
-    It is created and removed again: no rule about permissions, links and names would be complete.
+    It is created and removed again, since no rule about permissions, links and names would be complete; inside a folder
+    of a random name, so that processes that check the same path do not meet.
     """
-    missing: list[Path] = []
     with _named_errors(path):
         for link in (path, *path.parents):
             if link.is_symlink() and not link.exists():
                 raise InputError(f"{link}: is a link to nothing; delete it, or name another output")
         path = _resolved(path)
+        existing = next(folder for folder in path.parents if folder.exists())
+        probe = existing / f".{secrets.token_hex(8)}.writable"
         try:
-            missing = [folder for folder in path.parents if not folder.exists()]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            probe = path.with_name(f".{path.name}.writable")  # longer than any other that is derived from it
-            probe.mkdir(exist_ok=True)
-            probe.rmdir()
+            (probe / path.parent.relative_to(existing) / f".{path.name}.writable").mkdir(parents=True)
         finally:
-            for folder in missing:
-                with suppress(OSError):
-                    folder.rmdir()
+            shutil.rmtree(probe, ignore_errors=True)
 
 
 def partial_name(target: Path) -> Path:

@@ -9,10 +9,11 @@ from conftest import call, write_jsonl
 
 import benchmark_inference
 from prefilter_common.benchmark import rows as benchmark
+from prefilter_common.files import write_json
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import TwoPass
-from prefilter_common.models.directory import read_contract, write_contract
-from prefilter_common.scoring.conversion import convert
+from prefilter_common.models.directory import read_contract, read_record, write_contract
+from prefilter_common.scoring.conversion import ENGINE_FILE, convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
 
@@ -84,6 +85,9 @@ def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys):
     checkpoint.save(opposite)
     good, broken = (convert(path, EngineName("onnxruntime", "int8"), None) for path in (model, opposite))
     shutil.copy(broken / "model.onnx", good / "model.onnx")
+    record = read_record(good / ENGINE_FILE)  # with its hash: a changed file alone would only be converted again
+    record["files"]["model.onnx"] = read_record(broken / ENGINE_FILE)["files"]["model.onnx"]
+    write_json(good / ENGINE_FILE, record)
     code, result = run("--engines", "onnxruntime-int8")
     assert code == 0
     reference, planted = result["rows"]
