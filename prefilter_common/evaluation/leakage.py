@@ -1,4 +1,8 @@
-"""Articles that occur in two of the splits, whole or in part, and what they do to the figures."""
+"""Articles that occur in two of the splits, whole or in part, and what they do to the figures.
+
+``splits.duplicates`` wants four fifths of the shorter text in common, since it moves whole clusters, and so misses most
+of what half a text reveals: of 60 training articles with their second half replaced, it finds 2 and this module 52.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
