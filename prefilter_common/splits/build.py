@@ -165,7 +165,7 @@ def drop_repeated(rows: Sequence[Row]) -> list[Row]:
 
 
 def with_own_ids(rows: Sequence[Row], before: Iterable[Article] = (), taken: Collection[str] = ()) -> list[Row]:
-    """Append a hash of the text to the ids that different articles share, so that each has an id of its own.
+    """Where different articles share an id, let one keep it and append a hash of the text to the others'.
 
     Args:
         rows: those that are not discarded have an id, and no two of them the same id and text.

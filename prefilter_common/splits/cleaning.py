@@ -24,7 +24,7 @@ INVALID, NO_TEXT, NO_SCORE, MIDDLE, REPEATED = (
 )  # fmt: skip
 DATE_KEYS = ("published_date", "published", "date", "pubDate")
 MOJIBAKE, HTML, CHARACTERS, LABEL, ID = "mojibake", "html", "characters", "label", "id"
-# What reading a file makes up for an article without an id: it names a line, and not the same article in every file.
+# ``read_articles`` gives this to an article without an id. It identifies a line of one file, not an article.
 LINE_ID = re.compile(r"line-\d+")
 # Fix only errors: typographic quotes and Chinese full-width punctuation are correct.
 FTFY = ftfy.TextFixerConfig(
@@ -64,7 +64,7 @@ class ScoreRule:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of an input file: its article, or the ``reason`` why it is discarded. ``detail`` explains either."""
+    """One line of a file: its article, or the ``reason`` it is discarded; ``detail`` explains that or a repair."""
 
     file: str
     line: int
@@ -108,7 +108,7 @@ def read_row(file: str, number: int, line: bytes) -> Row:
         if isinstance(record, dict) and not _has_text(record):
             return Row(file, number, None, NO_TEXT, "neither title nor content")
         article = Article.from_record(record)
-        to_json(article)  # raises for NaN and half characters, which Python reads but nobody should have to
+        to_json(article)  # raises ValueError for NaN and lone surrogates, which Python reads but could not write back
     except (ValueError, RecursionError) as error:
         return Row(file, number, None, INVALID, str(error))
     article, repairs = clean(article)
@@ -161,7 +161,7 @@ def strip_html(text: str) -> str:
 
 
 def has_own_id(article: Article) -> bool:
-    """Whether the id names the article, and not just a line of some file."""
+    """Whether the article has an id that identifies it, and not just a line of some file."""
     return article.id is not None and not LINE_ID.fullmatch(article.id)
 
 

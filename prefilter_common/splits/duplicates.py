@@ -43,8 +43,8 @@ class Pair:
 def find_pairs(articles: Sequence[Article]) -> list[Pair]:
     """Pairs that link all articles that share their text, directly or through other articles.
 
-    Articles with the same title and content are paired only with the first of them, and so are articles that differ
-    only in the title above a long content. Two such groups are paired once, whichever of their articles match.
+    Articles with the same title and content are paired only with the first of them, and so are articles with the same
+    long content and different titles. Two such groups are paired once, by the first of their articles found to match.
     """
     texts = [(normalised(article.title), normalised(article.content)) for article in articles]
     distinct, copies = _first_of_each(texts)
@@ -110,7 +110,7 @@ def contained_pairs(sets: ShingleSets) -> list[Pair]:
 
     If too many of these shingles occur nowhere else, no text contains the first; this settles nearly all texts. For the
     rest, only the rarest shingles are looked up, enough of them that a text without half of them cannot contain it.
-    A pair is listed once per two groups of texts, with the first text of the other group that contains the first.
+    Two groups are paired once, by the first text of the one that contains the content of the other.
     """
     chosen = np.flatnonzero(sets.values % SAMPLE == 0)
     owners = np.repeat(np.arange(len(sets), dtype=np.int32), sets.sizes)[chosen]

@@ -59,7 +59,7 @@ def require_disjoint(folder: Path, allow_overlap: bool = False) -> None:
 
 
 def overlaps(splits: Mapping[str, Sequence[Article]]) -> list[str]:
-    """For val and test, if articles of theirs are also in train: how many, with an example, as one sentence."""
+    """One sentence per split, val or test, that shares articles with train: how many, and an example."""
     found = []
     for row in duplicates(gather(splits))["across"]:
         if row["articles"] and row["splits"][0] == "train":

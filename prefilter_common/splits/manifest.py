@@ -41,7 +41,7 @@ def length_name(article: Article) -> str:
 
 
 def describe(articles: Sequence[Article]) -> dict[str, Any]:
-    """The number of rows: in all, per label, and per label × language × length × source, most frequent first."""
+    """The number of rows: in total, per label, and per label × language × length × source, most frequent first."""
     labels = Counter(LABEL_NAMES[a.label] for a in articles if a.label is not None)
     cells = Counter((a.label, a.language or UNKNOWN, length_name(a), a.source or UNKNOWN) for a in articles)
     return {
@@ -74,7 +74,7 @@ def repaired_by_kind(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def check_folder(target: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
-    """Raise InputError if the folder may not be replaced, or an input or any file but those of splits would be lost."""
+    """Raise InputError unless the folder may be written without losing an input, or a file that is not ours."""
     require_free(target, overwrite)
     real = target.resolve()
     for path in inputs:
@@ -144,9 +144,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     manifest = read_record(path)
     splits, merges = manifest.get("splits"), manifest.get("merges", [])
     if not isinstance(splits, dict) or not all(isinstance(splits.get(name, {}), dict) for name in NAMES):
-        raise InputError(f'{path}: "splits" does not describe any; delete the file, or build the splits again')
+        raise InputError(
+            f'{path}: "splits" must be an object with one object per split; delete the file, or build the splits again'
+        )
     if not isinstance(merges, list):
-        raise InputError(f'{path}: "merges" is not a list; delete the file, or build the splits again')
+        raise InputError(f'{path}: "merges" must be a list; delete the file, or build the splits again')
     return manifest
 
 

@@ -101,7 +101,7 @@ def discard_unanswered(rows: Iterable[Row]) -> list[Row]:
 
 
 def discard_contradicted(rows: Sequence[Row]) -> list[Row]:
-    """Discard all rows whose text was labelled more than once, and not always alike."""
+    """Discard every row whose text has been given both labels."""
     places, articles = kept_articles(rows)
     labels = defaultdict(set)
     for article in articles:
@@ -147,7 +147,7 @@ def compare(rows: Sequence[Row], held: Mapping[str, Sequence[Article]]) -> tuple
 def twins_of(articles: Sequence[Article], train: Sequence[Article]) -> list[int | None]:
     """For each article, the index in ``train`` of the same text, or else of the same id and a similar text, or None.
 
-    The same id alone proves nothing: different files may number their articles alike.
+    The same id alone proves nothing: different files may use the same numbers.
     """
     by_id = {article.id: k for k, article in enumerate(train)}
     by_text = {text_hash(article): k for k, article in enumerate(train)}
