@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> int:
     check_production(args)
     data, files = load_data(args)
     options = options_of(args)
+    manifest = manifest_record([args.test_data])  # now, since a damaged one ends the run
     models, rows = evaluate_each(directories, data, options)
     if is_main_process():
-        manifest = manifest_record([args.test_data])
         results = {"_run": run_info(argv, files), "_manifest": manifest, **compare(data, models, rows, options)}
         results["_warnings"] += manifest_warnings(manifest)
         write_results(args.output, results)

@@ -13,7 +13,8 @@ from prefilter_common.errors import InputError
 from prefilter_common.models import packaged_encoder
 from prefilter_common.splits import __main__ as splits_command
 from prefilter_common.splits.audit.probes import Labelled, label_suspects, predicted, text_features
-from prefilter_common.splits.audit.report import write_audit_page
+from prefilter_common.splits.audit.report import audit_text, write_audit_page
+from prefilter_common.splits.audit.sections import duplicates, gather
 from prefilter_common.splits.audit.shortcuts import shortcuts
 from prefilter_common.splits.cleaning import to_record
 
@@ -270,3 +271,90 @@ def test_merging_into_splits_without_a_manifest(tmp_path):
     assert call(splits_command, ["merge", path, *flags]) == 0
     assert (tmp_path / "out" / "test.jsonl").read_bytes() == (SPLITS / "test.jsonl").read_bytes()
     assert Article.from_record(json.loads((tmp_path / "out" / "train.jsonl").read_bytes().splitlines()[-1])).label == 1
+
+
+def test_line_numbers_and_equal_ids_correct_no_label(built):
+    """Two weeks' review queues number their articles alike; an id counts only if the text is similar, too."""
+    train = load_articles(built / "train.jsonl")
+    labels = {a.id: a.label for a in train}
+    other = next(a for a in train if a.label == 0)
+    first = {"id": "line-7", "title": "Week 1", "content": "A wholly new text", "label": 1}
+    second = {"id": "line-7", "title": "Week 2", "content": "Something else altogether", "label": 0}
+    edited = {**to_record(other), "content": other.content + " (updated)", "label": 1}
+    assert merge(built, [first], "--overwrite") == 0
+    same_id = {"id": other.id, "title": "Another", "content": "story that has nothing to do with it", "label": 1}
+    assert merge(built, [second, same_id], "--overwrite") == 0
+    found = {a.id: a for a in load_articles(built / "train.jsonl", require_labels=True)}
+    assert {key: found[key].label for key in labels} == labels
+    added = {a.title: a for key, a in found.items() if key not in labels}
+    assert [(title, a.label) for title, a in added.items()] == [("Week 1", 1), ("Week 2", 0), ("Another", 1)]
+    assert added["Another"].id.startswith(f"{other.id}-")
+    manifest = json.loads((built / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["merges"][-1]["repaired_rows"] == {"id": 1}
+    assert merge(built, [edited], "--overwrite") == 0
+    corrected = {a.id: a.label for a in load_articles(built / "train.jsonl")}
+    assert corrected[other.id] == 1 and len(corrected) == len(found)
+
+
+def test_different_answers_for_one_article_change_nothing(built):
+    train = load_articles(built / "train.jsonl")
+    rows = [{"id": "q1", "title": "New", "content": "A wholly new text", "label": 1},
+            {"id": "q2", "title": "New", "content": "A wholly new text", "label": 0},
+            {**to_record(train[0]), "content": train[0].content + "!", "label": 0},
+            {**to_record(train[0]), "content": train[0].content + "?", "label": 1}]  # fmt: skip
+    assert merge(built, rows, "--overwrite") == 0
+    assert load_articles(built / "train.jsonl") == train
+    manifest = json.loads((built / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["merges"][-1]["discarded_rows"] == {"conflicting labels": 4}
+
+
+@pytest.mark.parametrize("name", ["val", "test"])
+def test_merging_into_overlapping_splits_is_refused(built, tmp_path, refused, name):
+    """Training trusts a manifest, so none may be written for splits that it would refuse."""
+    row = json.loads((built / f"{name}.jsonl").read_bytes().splitlines()[0])
+    with (built / "train.jsonl").open("a", encoding="utf-8") as train:
+        train.write(json.dumps({**row, "id": "leaked"}) + "\n")
+    new = {"title": "New", "content": "A wholly new text", "label": 1}
+    flags = [write_jsonl(tmp_path / "labelled.jsonl", [new]), "--splits", built, "--overwrite"]
+    refused(splits_command, ["merge", *flags], tmp_path, words=f"train and {name} overlap")
+
+
+def test_merging_into_splits_that_training_would_refuse(built, tmp_path, refused):
+    with (built / "train.jsonl").open("a", encoding="utf-8") as train:
+        train.write('{"id": "twice", "title": "A", "content": "b", "label": 1}\n' * 2)
+    flags = [write_jsonl(tmp_path / "labelled.jsonl", [{"title": "N", "content": "c", "label": 1}]), "--splits", built]
+    refused(splits_command, ["merge", *flags, "--overwrite"], tmp_path, words="ids occur more than once: twice")
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_duplicates_within_a_split_have_kinds_and_examples():
+    a, b, c = sorted(load_articles(SPLITS / "train.jsonl"), key=lambda article: -len(article.content))[:3]
+    copies = [
+        replace(a, id="same"), replace(b, id="cut", title="Other", content=b.content[:200]),
+        replace(c, id="edited", content=c.content.replace(" a ", " one ") + " Updated."),
+    ]  # fmt: skip
+    row = duplicates(gather({"train": [a, b, c, *copies], "test": load_articles(SPLITS / "test.jsonl")}))["within"]
+    assert row["train"]["kinds"] == {"exact": 1, "near": 1, "contained": 1}
+    pairs = {(e["article"]["id"], e["other"]["id"]): e["kind"] for e in row["train"]["examples"]}
+    assert pairs == {("same", a.id): "exact", ("edited", c.id): "near", ("cut", b.id): "contained"}
+    assert row["test"]["kinds"] == {} and row["test"]["examples"] == []
+
+
+def test_nothing_hostile_reaches_the_terminal():
+    evil = "\x1b[2J\nWarnings\u202e"
+    shown = {"id": evil, "title": evil}
+    match = {"kind": "exact", "similarity": 1.0, "article": shown, "other": shown}
+    counted = {"articles": 1, "kinds": {"exact": 1}, "examples": [match]}
+    report = {
+        "duplicates": {"across": [{"splits": ["train", "test"], **counted}], "within": {"train": counted}},
+        "suspects": [{**shown, "split": "train", "label": 1, "probability_of_label": 0.1, "is_issue": True}],
+        "warnings": [evil], "splits": {}, "traffic": None, "distances": [],
+        "shortcuts": [{"property": evil, "accuracy": 0.5, "interval": [0, 1], "errors_left": 1, "is_shortcut": False,
+                       "majority": 0.5}],
+        "fast_model": {"mixed": {"f1": 0.5}, "held_out": None},
+    }  # fmt: skip
+    text = audit_text(report)
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert text.count("\nWarnings") == 1 and text.count(r"\x1b[2J\nWarnings\u202e") == 8

@@ -91,3 +91,37 @@ def test_held_out_sources_get_their_own_f1():
     assert (rows["held out"]["f1"], rows["seen"]["f1"]) == (0, 1)
     for same in (test, None, [Article("t", "text", 0)]):
         assert not [row for row in model_row(test, model, 0, same)["slices"] if row["by"] == "sources"]
+
+
+DAMAGED = {
+    "not JSON": "{",
+    "no object": "[]",
+    "too deep": '{"splits": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "no splits": "{}",
+    "splits of another type": '{"splits": {"train": 5}}',
+    "merges of another type": '{"splits": {}, "merges": 5}',
+    "a key twice": '{"splits": {}, "splits": {}}',
+    "UTF-16": '{"splits": {}}'.encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_manifest_is_named_in_one_line(built, tmp_path, refused, trained, content):
+    content = content if isinstance(content, bytes) else content.encode()
+    (built / "manifest.json").write_bytes(content)
+    labelled = write_jsonl(tmp_path / "labelled.jsonl", [{"title": "New", "content": "A new text", "label": 1}])
+    output = ["--output", tmp_path / "new"]
+    for script, flags in (
+        (splits_command, ["merge", labelled, "--splits", built, *output]),
+        (splits_command, ["audit", built, *output]),
+        (train_encoder, ["--model", tmp_path, "--data-dir", built, *output]),
+        (evaluate_models, ["--models-dir", trained, "--test-data", built / "test.jsonl", *output]),
+    ):
+        refused(script, flags, tmp_path, words="manifest.json: ")
+
+
+@pytest.mark.parametrize("line", ["{", "5", '{"a": 1, "a": 2}', "[" * 100_000])
+def test_a_damaged_report_on_rows_is_named_in_one_line(built, tmp_path, refused, line):
+    (built / "cleaning.jsonl").write_text(line + "\n", encoding="utf-8")
+    labelled = write_jsonl(tmp_path / "labelled.jsonl", [{"title": "New", "content": "A new text", "label": 1}])
+    refused(splits_command, ["merge", labelled, "--splits", built, "--overwrite"], tmp_path, words="cleaning.jsonl: ")

@@ -1,4 +1,8 @@
-"""Articles that occur in two of the splits, whole or in part, and what they do to the figures."""
+"""Articles that occur in two of the splits, whole or in part, and what they do to the figures.
+
+The finder in ``splits.duplicates`` does not replace this one: it requires four fifths of the shorter text, so that
+clusters stay small, and of 60 training articles with the second half replaced it found 2, where this module found 52.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -8,27 +8,31 @@ python -m prefilter_common.splits audit splits --traffic last_week.jsonl
 import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from prefilter_common.cli import HelpFormatter, configure_logging, exit_code, seed, table
+from prefilter_common.cli import Parser, configure_logging, exit_code, seed, table
 from prefilter_common.splits.cleaning import ScoreRule
+
+if TYPE_CHECKING:
+    from prefilter_common.splits.audit.run import AuditOptions
+    from prefilter_common.splits.build import BuildOptions
+    from prefilter_common.splits.merge import MergeOptions
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
-    return args.run(args, sys.argv[2:] if argv is None else argv[1:])
+    return args.run(args.options(args), sys.argv[1:] if argv is None else argv)
 
 
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
+def parse_args(argv: list[str] | None) -> Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m prefilter_common.splits", description=__doc__, formatter_class=HelpFormatter
-    )
+    parser = Parser(__doc__, prog="python -m prefilter_common.splits")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     add_build(commands)
     add_merge(commands)
@@ -40,7 +44,6 @@ def add_build(commands: Any) -> None:
     """Add the ``build`` command and its flags."""
     parser = commands.add_parser(
         "build",
-        formatter_class=HelpFormatter,
         help="split scored articles into train, val and test",
         description="Splits scored articles 80/10/10, stratified by label, language and length. Articles that share\n"
         "their text go to the same split. If existing splits are replaced, their articles keep their split.",
@@ -65,7 +68,7 @@ def add_build(commands: Any) -> None:
     split.add_argument("--group-by", choices=("source",), help="keep all articles of a source in the same split")
     split.add_argument(
         "--test-after",
-        type=date.fromisoformat,
+        type=day,
         metavar="DATE",
         help="test only on articles published after this day, YYYY-MM-DD (default: on a random sample)",
     )
@@ -76,14 +79,14 @@ def add_build(commands: Any) -> None:
         help="existing splits whose articles keep their split (default: the splits in --output, if any)",
     )
     split.add_argument("--seed", type=seed, default=42, metavar="N", help="random seed of the order of the articles")
-    parser.set_defaults(run=run_build)
+    parser.set_defaults(run=run_build, options=build_options)
 
 
-def run_build(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Write the splits and print what they contain."""
-    from prefilter_common.splits.build import BuildOptions, build
+def build_options(args: Namespace) -> "BuildOptions":
+    """The flags of ``build``."""
+    from prefilter_common.splits.build import BuildOptions
 
-    options = BuildOptions(
+    return BuildOptions(
         inputs=tuple(args.inputs),
         output=args.output,
         rule=ScoreRule(args.commerce_from, args.journalism_below),
@@ -94,6 +97,12 @@ def run_build(args: argparse.Namespace, argv: Sequence[str]) -> int:
         seed=args.seed,
         overwrite=args.overwrite,
     )
+
+
+def run_build(options: "BuildOptions", argv: Sequence[str]) -> int:
+    """Write the splits and print what they contain."""
+    from prefilter_common.splits.build import build
+
     manifest = build(options, argv)
     print_splits(manifest, manifest)
     return 0
@@ -108,7 +117,7 @@ def print_splits(manifest: dict[str, Any], record: dict[str, Any]) -> None:
     print()
     for what in ("discarded", "repaired"):
         for reason, n in record[f"{what}_rows"].items():
-            print(f"{what}: {n:,} rows, {reason}")
+            print(f"{what} rows, {reason}: {n:,}")
     counts = {key: value for key, value in record.items() if key.endswith("_rows") and key != "repaired_rows"}
     sizes = {name: split["rows"] for name, split in manifest["splits"].items()}
     print(json.dumps({**counts, **sizes}, separators=(",", ":")))
@@ -118,7 +127,6 @@ def add_merge(commands: Any) -> None:
     """Add the ``merge`` command and its flags."""
     parser = commands.add_parser(
         "merge",
-        formatter_class=HelpFormatter,
         help="add labelled articles, such as answered review queues, to train",
         description="Adds labelled articles to train, never to val or test; articles that share their text or id with\n"
         "one in val or test are discarded. The label of an article that is already in train is corrected.",
@@ -129,14 +137,20 @@ def add_merge(commands: Any) -> None:
     )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="folder to write (default: the --splits folder)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing splits")
-    parser.set_defaults(run=run_merge)
+    parser.set_defaults(run=run_merge, options=merge_options)
 
 
-def run_merge(args: argparse.Namespace, argv: Sequence[str]) -> int:
+def merge_options(args: Namespace) -> "MergeOptions":
+    """The flags of ``merge``."""
+    from prefilter_common.splits.merge import MergeOptions
+
+    return MergeOptions(tuple(args.inputs), args.splits, args.output or args.splits, args.overwrite)
+
+
+def run_merge(options: "MergeOptions", argv: Sequence[str]) -> int:
     """Write the splits and print what was added."""
-    from prefilter_common.splits.merge import MergeOptions, merge
+    from prefilter_common.splits.merge import merge
 
-    options = MergeOptions(tuple(args.inputs), args.splits, args.output or args.splits, args.overwrite)
     manifest = merge(options, argv)
     print_splits(manifest, manifest["merges"][-1])
     return 0
@@ -146,7 +160,6 @@ def add_audit(commands: Any) -> None:
     """Add the ``audit`` command and its flags."""
     parser = commands.add_parser(
         "audit",
-        formatter_class=HelpFormatter,
         help="check splits for leaks, shortcuts and doubtful labels",
         description="Checks any splits for leaks, shortcuts, doubtful labels and differences between the splits, and\n"
         "changes nothing. Writes split_audit.json and split_audit.html. Exits with 1 if train and test overlap.",
@@ -167,20 +180,28 @@ def add_audit(commands: Any) -> None:
     )
     add_rule(parser)
     parser.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed of the folds and the intervals")
-    parser.set_defaults(run=run_audit)
+    parser.set_defaults(run=run_audit, options=audit_options)
 
 
-def run_audit(args: argparse.Namespace, argv: Sequence[str]) -> int:
-    """Write the report and print it. Returns 1 if train and test overlap."""
-    from prefilter_common.files import write_json
-    from prefilter_common.splits.audit.report import audit_text, write_audit_page
-    from prefilter_common.splits.audit.run import AuditOptions, audit
+def audit_options(args: Namespace) -> "AuditOptions":
+    """The flags of ``audit``."""
+    from prefilter_common.splits.audit.run import AuditOptions
 
     rule = ScoreRule(args.commerce_from, args.journalism_below)
-    options = AuditOptions(args.splits, args.output, args.traffic, args.model, rule, args.seed)
+    return AuditOptions(args.splits, args.output, args.traffic, args.model, rule, args.seed)
+
+
+def run_audit(options: "AuditOptions", argv: Sequence[str]) -> int:
+    """Write the report and print it. Returns 1 if train and test overlap."""
+    from prefilter_common.files import require_files, write_json
+    from prefilter_common.splits.audit.report import audit_text, write_audit_page
+    from prefilter_common.splits.audit.run import audit
+
+    numbers, page = options.output / "split_audit.json", options.output / "split_audit.html"
+    require_files(numbers, page)
     report = audit(options, argv)
-    write_json(args.output / "split_audit.json", report)
-    write_audit_page(args.output / "split_audit.html", report)
+    write_json(numbers, report)
+    write_audit_page(page, report)
     print(audit_text(report))
     return 1 if report["overlap"] else 0
 
@@ -189,9 +210,28 @@ def add_rule(parser: argparse.ArgumentParser) -> Any:
     """Add the flags of the score rule. Returns their group, to which callers may add more flags."""
     rule = parser.add_argument_group("score rule, 0 to 10")
     low, high = ScoreRule().journalism_below, ScoreRule().commerce_from
-    rule.add_argument("--commerce-from", type=float, default=high, metavar="S", help="lowest score that means commerce")
-    rule.add_argument("--journalism-below", type=float, default=low, metavar="S", help="lower scores mean journalism")
+    rule.add_argument("--commerce-from", type=score, default=high, metavar="S", help="lowest score that means commerce")
+    rule.add_argument("--journalism-below", type=score, default=low, metavar="S", help="lower scores mean journalism")
     return rule
+
+
+def score(text: str) -> float:
+    """An argparse type: a number from 0 to 10."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 10:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 0 to 10")
+    return value
+
+
+def day(text: str) -> date:
+    """An argparse type: a date."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a date, YYYY-MM-DD") from None
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
 """Scored articles in, train, val and test out, with every article of existing splits where it was."""
 
-import json
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 from prefilter_common.articles import COMMERCE, JOURNALISM, LABEL_NAMES, Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import require_free, write_json_lines
+from prefilter_common.files import require_files, write_text
 from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.cleaning import (
+    ID,
     INVALID,
     LABEL,
     MIDDLE,
@@ -23,9 +23,12 @@ from prefilter_common.splits.cleaning import (
     REPEATED,
     Row,
     ScoreRule,
+    canonical,
+    json_lines,
+    kept_articles,
     read_rows,
     text_hash,
-    to_record,
+    to_json,
 )
 from prefilter_common.splits.grouping import divide, in_order
 from prefilter_common.splits.manifest import (
@@ -69,6 +72,8 @@ def build(options: BuildOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
     previous = read_previous(options)
     log.info(f"{len(articles)} of {len(rows)} rows have text and a label; looking for duplicates")
     division = divide(articles, previous, options.seed, options.group_by, options.test_after)
+    rows = with_own_ids(rows, before=[article for article, _ in previous])
+    articles = kept_articles(rows)[1]
     for place in division.dropped:
         rows[places[place]] = rows[places[place]].discard(LINKS_SPLITS)
     if gone := division.previous["not_in_input"]:
@@ -81,7 +86,7 @@ def build(options: BuildOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
     check_splits(chosen)
     written = sum(map(len, chosen.values()))
     manifest = {
-        **made_by("build", argv),
+        **made_by(argv),
         "inputs": [file_fingerprint(path) for path in options.inputs],
         "settings": describe_settings(options),
         "input_rows": len(rows),
@@ -91,22 +96,38 @@ def build(options: BuildOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
         "clusters": division.clusters,
         "previous": division.previous,
     }
-    if options.keep_middle:
-        middle = [row.article for row in rows if row.article is not None and row.reason == MIDDLE]
-        write_json_lines(options.keep_middle, map(to_record, middle))
     contents = {name: (json_lines(part), part) for name, part in chosen.items()}
-    return write_folder(options.output, options.overwrite, contents, manifest, rows)
+    manifest = write_folder(options.output, options.overwrite, contents, manifest, rows)
+    if options.keep_middle:
+        write_middle(options.keep_middle, rows, options.output)
+    return manifest
 
 
 def check_options(options: BuildOptions) -> None:
     """Raise InputError for problems that show before the input is read."""
-    require_free(options.output, options.overwrite)
-    check_folder(options.output)
+    check_folder(options.output, options.overwrite, options.inputs)
     middle = options.keep_middle
-    if middle and middle.resolve().parent == options.output.resolve():
-        raise InputError(f"{middle}: --keep-middle must be outside {options.output}, which may contain only the splits")
-    if middle and middle.exists() and not options.overwrite:
+    if middle is None:
+        return
+    for folder in (options.output, options.previous):
+        if folder and middle.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{middle}: --keep-middle must be outside {folder}, which may contain only the splits")
+    require_files(middle)
+    if not middle.exists():
+        return
+    if any(path.exists() and path.samefile(middle) for path in options.inputs):
+        raise InputError(f"{middle}: --keep-middle is one of the inputs, which would be lost; name another file")
+    if not options.overwrite:
         raise InputError(f"{middle}: already exists; pass --overwrite to replace it, or name another file")
+
+
+def write_middle(path: Path, rows: Sequence[Row], output: Path) -> None:
+    """Write the articles with a score in the middle. An error says that the splits in ``output`` are complete."""
+    try:
+        write_text(path, "".join(to_json(row.article) for row in rows if row.article and row.reason == MIDDLE))
+    except BaseException as error:
+        error.add_note(f"{output} is complete, but {path} is not written: repeat the command with --overwrite")
+        raise
 
 
 def label_rows(rows: Iterable[Row], rule: ScoreRule) -> list[Row]:
@@ -143,10 +164,35 @@ def drop_repeated(rows: Sequence[Row]) -> list[Row]:
     return remaining
 
 
-def kept_articles(rows: Sequence[Row]) -> tuple[list[int], list[Article]]:
-    """Indices of the rows that are not discarded, and their articles."""
-    kept = [(i, article) for i, row in enumerate(rows) if (article := row.kept) is not None]
-    return [i for i, _ in kept], [article for _, article in kept]
+def with_own_ids(rows: Sequence[Row], before: Iterable[Article] = (), taken: Collection[str] = ()) -> list[Row]:
+    """Where different articles share an id, let one keep it and append a hash of the text to the others'.
+
+    Args:
+        rows: those that are not discarded have an id, and no two of them the same id and text.
+        before: articles that keep their id if they are among the rows; otherwise the first in canonical order keeps it.
+        taken: ids that none of the rows may have.
+    """
+    places, articles = kept_articles(rows)
+    hashes = [text_hash(article) for article in articles]
+    owners = {(article.id, text_hash(article)) for article in before}
+    ranks = [((a.id, digest) not in owners, canonical(a)) for a, digest in zip(articles, hashes, strict=True)]
+    groups: dict[str, list[int]] = defaultdict(list)
+    for k in sorted(range(len(articles)), key=ranks.__getitem__):
+        groups[str(articles[k].id)].append(k)
+    used = {*groups, *taken}
+    renamed = list(rows)
+    for old, group in sorted(groups.items()):
+        for k in group if old in taken else group[1:]:
+            new = old
+            while new in used:
+                new += f"-{hashes[k][:16]}"
+            used.add(new)
+            row = rows[places[k]]
+            detail = f"the id {old} belongs to another article"
+            renamed[places[k]] = replace(
+                row, article=replace(articles[k], id=new), repairs=(*row.repairs, ID), detail=detail
+            )
+    return renamed
 
 
 def read_previous(options: BuildOptions) -> list[tuple[Article, int]]:
@@ -188,13 +234,3 @@ def describe_settings(options: BuildOptions) -> dict[str, Any]:
         "test_after": options.test_after and options.test_after.isoformat(),
         "seed": options.seed,
     }
-
-
-def canonical(article: Article) -> str:
-    """The article as text to sort by, the same for every order of its keys."""
-    return json.dumps(to_record(article), ensure_ascii=False, sort_keys=True)
-
-
-def json_lines(articles: Iterable[Article]) -> bytes:
-    """One compact JSON object per article, UTF-8."""
-    return "".join(json.dumps(to_record(a), ensure_ascii=False, allow_nan=False) + "\n" for a in articles).encode()

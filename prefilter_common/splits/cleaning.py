@@ -4,7 +4,7 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date, datetime
@@ -17,12 +17,15 @@ from inscriptis import get_text
 
 from prefilter_common.articles import COMMERCE, JOURNALISM, Article
 from prefilter_common.errors import InputError
+from prefilter_common.files import parse_json
 
 INVALID, NO_TEXT, NO_SCORE, MIDDLE, REPEATED = (
     "invalid line", "missing text", "no score", "score in the middle", "repeated row",
 )  # fmt: skip
 DATE_KEYS = ("published_date", "published", "date", "pubDate")
-MOJIBAKE, HTML, CHARACTERS, LABEL = "mojibake", "html", "characters", "label"
+MOJIBAKE, HTML, CHARACTERS, LABEL, ID = "mojibake", "html", "characters", "label", "id"
+# ``read_articles`` gives this to an article without an id. It identifies a line of one file, not an article.
+LINE_ID = re.compile(r"line-\d+")
 # Fix only errors: typographic quotes and Chinese full-width punctuation are correct.
 FTFY = ftfy.TextFixerConfig(
     unescape_html=False, fix_encoding=False, uncurl_quotes=False, fix_latin_ligatures=False, fix_character_width=False
@@ -61,7 +64,7 @@ class ScoreRule:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of an input file: its article, or the ``reason`` and ``detail`` of why it is discarded."""
+    """One line of a file: its article, or the ``reason`` it is discarded; ``detail`` explains that or a repair."""
 
     file: str
     line: int
@@ -99,18 +102,19 @@ def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
 
 
 def read_row(file: str, number: int, line: bytes) -> Row:
-    """Decode, check and clean one line. An article without an id gets one derived from its text."""
+    """Decode, check and clean one line. An article without an id of its own gets one derived from its text."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
+        record = parse_json(line.decode("utf-8-sig"))
         if isinstance(record, dict) and not _has_text(record):
             return Row(file, number, None, NO_TEXT, "neither title nor content")
         article = Article.from_record(record)
+        to_json(article)  # raises ValueError for NaN and lone surrogates, which Python reads but could not write back
     except (ValueError, RecursionError) as error:
         return Row(file, number, None, INVALID, str(error))
     article, repairs = clean(article)
     if not re.search(r"\w", article.title + article.content):
         return Row(file, number, None, NO_TEXT, "nothing but punctuation or HTML", repairs)
-    if article.id is None:
+    if not has_own_id(article):
         article = replace(article, id=f"text-{text_hash(article)[:16]}")
     return Row(file, number, article, repairs=repairs)
 
@@ -156,6 +160,11 @@ def strip_html(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join(line.strip() for line in lines)).strip()
 
 
+def has_own_id(article: Article) -> bool:
+    """Whether the article has an id that identifies it, and not just a line of some file."""
+    return article.id is not None and not LINE_ID.fullmatch(article.id)
+
+
 def text_hash(article: Article) -> str:
     """sha256 of title and content, in hexadecimal."""
     return hashlib.sha256(f"{article.title}\n{article.content}".encode()).hexdigest()
@@ -166,6 +175,29 @@ def to_record(article: Article) -> dict[str, Any]:
     names = ("id", "title", "content", "label", "commerce_score", "language", "source")
     fields = {name: getattr(article, name) for name in names}
     return {**{name: value for name, value in fields.items() if value is not None}, **article.extra}
+
+
+def to_json(article: Article) -> str:
+    """The article as one line of JSON. Raises ValueError for what JSON in UTF-8 cannot represent."""
+    line = json.dumps(to_record(article), ensure_ascii=False, allow_nan=False) + "\n"
+    line.encode()
+    return line
+
+
+def kept_articles(rows: Sequence[Row]) -> tuple[list[int], list[Article]]:
+    """Indices of the rows that are not discarded, and their articles."""
+    kept = [(i, article) for i, row in enumerate(rows) if (article := row.kept) is not None]
+    return [i for i, _ in kept], [article for _, article in kept]
+
+
+def canonical(article: Article) -> str:
+    """The article as text to sort by, the same for every order of its keys."""
+    return json.dumps(to_record(article), ensure_ascii=False, sort_keys=True)
+
+
+def json_lines(articles: Iterable[Article]) -> bytes:
+    """One JSON object per line, UTF-8."""
+    return "".join(map(to_json, articles)).encode()
 
 
 def _has_text(record: dict) -> bool:

@@ -1,15 +1,12 @@
 """Find articles that share their text: exact and near duplicates, and snippets of longer articles.
 
-Texts are compared as sets of 12-character sequences (shingles), without case, accents, punctuation and white space;
-this works for every script. Whether two articles are a pair depends only on these two.
+Which articles are linked, directly or through others, does not depend on their order.
 """
 
-import re
-import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, islice, product
 
 import numpy as np
 import rensa
@@ -17,22 +14,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from prefilter_common.articles import Article
+from prefilter_common.splits.shingles import ShingleSets, changes, common, normalised
 
-SHINGLE = 12
 # Jaccard similarity of the shingles. Unrelated articles from one feed stay below 0.2, boilerplate included.
 NEAR = 0.5
 # Share of the snippet's shingles that occur in the longer article.
 CONTAINED = 0.8
-# A text with fewer normalised characters than this is too short to count as part of another.
-MIN_SNIPPET = 50
-# Content with this many normalised characters is compared without its title, since duplicates often differ in title.
-# Shorter content is often a stub that many different articles share, such as "Subscribe to read on".
-MIN_CONTENT = 100
 # 42 bands of 3 find 99.6 % of the pairs at NEAR and 4 % of those at 0.1.
 N_HASHES, BANDS, BAND_SIZE = 126, 42, 3
 # Snippets are looked up by one shingle in four, chosen by its hash; the share in this sample may be this much lower.
 SAMPLE, SLACK = 4, 0.15
-CHUNK = 1_000  # articles hashed at once
+DIGESTED_AT_ONCE = 1_000  # articles; keeps the copies of their shingles to a few tens of MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +40,23 @@ class Pair:
     similarity: float
 
 
-def normalised(text: str) -> str:
-    """Letters and digits of any script, in lower case and without accents, and one space for anything in between.
-
-    Accents, and the dot that tells the two Turkish letters i apart, often get lost when a text is set in capitals.
-    """
-    plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text).casefold()).replace("ı", "i")
-    return re.sub(r"[\W_]+", " ", plain).strip()
-
-
 def find_pairs(articles: Sequence[Article]) -> list[Pair]:
-    """All pairs of articles that share their text; articles with the same content are paired only with their first."""
+    """Pairs that link all articles that share their text, directly or through other articles.
+
+    Articles with the same title and content are paired only with the first of them, and so are articles with the same
+    long content and different titles. Two such groups are paired once, by the first of their articles found to match.
+    """
     texts = [(normalised(article.title), normalised(article.content)) for article in articles]
-    keys = [content if len(content) >= MIN_CONTENT else f"{title} {content}" for title, content in texts]
-    distinct, copies = _first_of_each(keys)
-    pairs = [Pair(i, j, "exact" if texts[i] == texts[j] else "contained", 1.0) for i, j in copies]
+    distinct, copies = _first_of_each(texts)
+    pairs = [Pair(i, j, "exact", 1.0) for i, j in copies]
     sets = ShingleSets([texts[i] for i in distinct])
-    found = {(p.first, p.second): p for p in contained_pairs(sets)} | {(p.first, p.second): p for p in near_pairs(sets)}
-    return pairs + [Pair(distinct[p.first], distinct[p.second], p.kind, p.similarity) for p in found.values()]
+    _, retitled = _first_of_each(sets.groups.tolist())
+    found = [Pair(i, j, "contained", 1.0) for i, j in retitled]
+    linked = {}
+    for pair in contained_pairs(sets) + near_pairs(sets):  # near is stronger
+        linked[frozenset(sets.groups[[pair.first, pair.second]].tolist())] = pair
+    found += linked.values()
+    return pairs + [Pair(distinct[p.first], distinct[p.second], p.kind, p.similarity) for p in found]
 
 
 def same_id_pairs(articles: Sequence[Article]) -> list[Pair]:
@@ -81,79 +72,37 @@ def clusters(n: int, pairs: Iterable[Pair]) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-class ShingleSets:
-    """The hashed shingles of n texts: sorted sets, concatenated in ``values``.
-
-    ``probes`` (n,): which part of a text is searched for in others: ``content`` without the title, ``all`` if the
-    content is too short for that, "" if even the whole text is. ``probed`` marks the values that are searched for.
-    """
-
-    def __init__(self, texts: Sequence[tuple[str, str]]):
-        sets, probed, self.probes = [], [], []
-        for title, content in texts:
-            whole = f"{title} {content}".strip()
-            hashes = hash_shingles(whole)
-            values = _distinct(hashes)
-            if len(content) >= MIN_CONTENT:
-                inside = np.zeros(len(values), bool)
-                inside[np.searchsorted(values, hashes[len(whole) - len(content) :])] = True
-            else:
-                inside = np.full(len(values), len(whole) >= MIN_SNIPPET)
-            sets.append(values)
-            probed.append(inside)
-            self.probes.append("content" if len(content) >= MIN_CONTENT else "all" if len(whole) >= MIN_SNIPPET else "")
-        self.sizes = np.array([len(values) for values in sets], np.int64)
-        self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
-        self.values = np.concatenate(sets) if sets else np.zeros(0, np.uint32)
-        self.probed = np.concatenate(probed) if sets else np.zeros(0, bool)
-
-    def __len__(self) -> int:
-        return len(self.sizes)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        return self.values[self.starts[i] : self.starts[i + 1]]
-
-    def probe(self, i: int) -> np.ndarray:
-        """The shingles of text ``i`` that are searched for in other texts."""
-        return self[i][self.probed[self.starts[i] : self.starts[i + 1]]]
-
-
-def hash_shingles(text: str) -> np.ndarray:
-    """Hashes of all sequences of 12 characters, in order. A shorter text is padded and hashed as a whole."""
-    codes = np.frombuffer(text.ljust(SHINGLE).encode("utf-32-le"), "<u4").astype(np.uint64)
-    hashed = np.zeros(len(codes) - SHINGLE + 1, np.uint64)
-    for i in range(SHINGLE):
-        hashed = hashed * np.uint64(0x9E3779B97F4A7C15) + codes[i : i + len(hashed)]
-    hashed ^= hashed >> np.uint64(29)
-    hashed *= np.uint64(0xBF58476D1CE4E5B9)
-    return (hashed >> np.uint64(32)).astype(np.uint32)
-
-
 def near_pairs(sets: ShingleSets) -> list[Pair]:
     """Pairs with a Jaccard similarity of ``NEAR`` or more, found by MinHash (Broder 1997) and banding."""
     if not len(sets):
         return []
     digests = np.empty((len(sets), N_HASHES), np.uint32)
-    for start in range(0, len(sets), CHUNK):
-        stop = min(start + CHUNK, len(sets))
+    for start in range(0, len(sets), DIGESTED_AT_ONCE):
+        stop = min(start + DIGESTED_AT_ONCE, len(sets))
         values = sets.values[sets.starts[start] : sets.starts[stop]].astype(np.uint64)
         offsets = (sets.starts[start : stop + 1] - sets.starts[start]).astype(np.uint64)
         matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(values, offsets, N_HASHES, 0)
         digests[start:stop] = matrix.to_rows()
-    candidates: set[tuple[int, int]] = set()
+    linked: dict[tuple[int, int], Pair] = {}  # by group
+    tried: set[tuple[int, int]] = set()
     for band in np.split(digests, BANDS, axis=1):
-        groups: dict[bytes, list[int]] = defaultdict(list)
-        for i, row in enumerate(np.ascontiguousarray(band).view(f"V{4 * BAND_SIZE}")[:, 0].tolist()):
-            groups[row].append(i)
-        for members in groups.values():
-            candidates.update(combinations(members, 2))
-    pairs = []
-    for i, j in sorted(candidates):
-        common = _common(sets[i], sets[j])
-        similarity = common / (sets.sizes[i] + sets.sizes[j] - common)
-        if similarity >= NEAR:
-            pairs.append(Pair(i, j, "near", round(float(similarity), 4)))
-    return pairs
+        alike: dict[bytes, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+        rows = np.ascontiguousarray(band).view(f"V{4 * BAND_SIZE}")[:, 0].tolist()
+        for i, (row, group) in enumerate(zip(rows, sets.groups.tolist(), strict=True)):
+            alike[row][group].append(i)
+        for members in alike.values():
+            for groups in combinations(sorted(members), 2):
+                for i, j in product(*(members[group] for group in groups)):
+                    if groups in linked:
+                        break
+                    if (i, j) in tried:
+                        continue
+                    tried.add((i, j))
+                    shared = common(sets[i], sets[j])
+                    similarity = shared / (sets.sizes[i] + sets.sizes[j] - shared)
+                    if similarity >= NEAR:
+                        linked[groups] = Pair(i, j, "near", round(float(similarity), 4))
+    return list(linked.values())
 
 
 def contained_pairs(sets: ShingleSets) -> list[Pair]:
@@ -161,17 +110,21 @@ def contained_pairs(sets: ShingleSets) -> list[Pair]:
 
     If too many of these shingles occur nowhere else, no text contains the first; this settles nearly all texts. For the
     rest, only the rarest shingles are looked up, enough of them that a text without half of them cannot contain it.
+    Two groups are paired once, by the first text of the one that contains the content of the other.
     """
     chosen = np.flatnonzero(sets.values % SAMPLE == 0)
     owners = np.repeat(np.arange(len(sets), dtype=np.int32), sets.sizes)[chosen]
-    order = np.argsort(sets.values[chosen], kind="stable")
-    ordered = sets.values[chosen][order]
-    begins = np.flatnonzero(np.diff(ordered, prepend=ordered[:1] + 1))
-    counts = np.diff(begins, append=len(ordered))
-    # For each sampled shingle, in the order of the texts: how many texts have it, and where they begin in ``holders``.
-    frequency, first = np.empty(len(order), np.int64), np.empty(len(order), np.int64)
-    frequency[order], first[order] = np.repeat(counts, counts), np.repeat(begins, counts)
-    holders = owners[order]
+    keys = sets.values[chosen].astype(np.uint64) << np.uint64(32) | sets.groups[owners].astype(np.uint64)
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    fresh = changes(keys)
+    begins = np.flatnonzero(changes(keys[fresh] >> np.uint64(32))).astype(np.int32)
+    counts = np.diff(begins, append=np.int32(fresh.sum()))
+    # For each sampled shingle, in the order of the texts: how many groups have it, and where they begin in ``holders``.
+    number = np.empty(len(order), np.int32)
+    number[order] = np.cumsum(changes(keys >> np.uint64(32)), dtype=np.int32) - 1
+    frequency, first = counts[number], begins[number]
+    holders = (keys[fresh] & np.uint64(0xFFFFFFFF)).astype(np.int32)
 
     probed = sets.probed[chosen]
     sampled = np.bincount(owners[probed], minlength=len(sets))
@@ -179,42 +132,40 @@ def contained_pairs(sets: ShingleSets) -> list[Pair]:
     allowed = ((1 - CONTAINED + SLACK) * sampled).astype(np.int64)
     budgets = allowed - unique
     starts = np.searchsorted(owners, np.arange(len(sets) + 1))
-    pairs = []
-    for i in np.flatnonzero((budgets >= 0) & (sampled > 0)).tolist():
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, group in enumerate(sets.groups.tolist()):
+        members[group].append(i)
+    pairs: list[Pair] = []
+    # The texts of a group are searched for once, since what is searched for is the same.
+    for i in (texts[0] for texts in members.values() if budgets[texts[0]] >= 0 and sampled[texts[0]]):
         mine = np.arange(starts[i], starts[i + 1])
         mine = mine[probed[mine] & (frequency[mine] > 1)]
         rarest = mine[np.argsort(frequency[mine], kind="stable")][: 2 * budgets[i] + 8]
         found = np.concatenate([holders[first[k] : first[k] + frequency[k]] for k in rarest])
         others, matches = np.unique(found, return_counts=True)
-        probe = sets.probe(i)
-        sample = probe[probe % SAMPLE == 0]
-        for j in others[matches >= max(len(rarest) - budgets[i], 1)].tolist():
-            # The whole sample decides too, so that the result does not depend on which shingles are rare in this data.
-            if j == i or _common(sample, sets[j]) < len(sample) - allowed[i]:
-                continue
-            share = _common(probe, sets[j]) / len(probe)
-            if share >= CONTAINED:
-                pairs.append(Pair(i, j, "contained", round(float(share), 4)))
+        for group in others[matches >= max(len(rarest) - budgets[i], 1)].tolist():
+            if group != sets.groups[i]:
+                pairs += islice(_containers(sets, i, members[group], allowed[i]), 1)
     return pairs
 
 
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """The sorted unique values; much faster on short arrays than numpy.unique, which hashes."""
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+def _containers(sets: ShingleSets, i: int, texts: Iterable[int], allowed: int) -> Iterator[Pair]:
+    """Pairs of text ``i`` and those of ``texts`` that contain it and lack at most ``allowed`` of its sample.
+
+    The whole sample decides too, so that the result does not depend on which shingles are rare in this data.
+    """
+    probe = sets.probe(i)
+    sample = probe[probe % SAMPLE == 0]
+    for j in texts:
+        if common(sample, sets[j]) >= len(sample) - allowed:
+            share = common(probe, sets[j]) / len(probe)
+            if share >= CONTAINED:
+                yield Pair(i, j, "contained", round(float(share), 4))
 
 
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    """The number of values that two sorted sets share."""
-    if len(a) > len(b):
-        a, b = b, a
-    where = np.searchsorted(b, a)
-    return int((b[np.minimum(where, len(b) - 1)] == a).sum())
-
-
-def _first_of_each(values: Sequence[str | None]) -> tuple[list[int], list[tuple[int, int]]]:
+def _first_of_each(values: Sequence[Hashable | None]) -> tuple[list[int], list[tuple[int, int]]]:
     """Indices of the first of each value, and (first, repeat) indices of the repeats. None is never a repeat."""
-    first: dict[str, int] = {}
+    first: dict[Hashable, int] = {}
     places, copies = [], []
     for i, value in enumerate(values):
         if value is None or first.setdefault(value, i) == i:

@@ -1,11 +1,11 @@
 """What training and evaluation check in a folder of splits: do its files match the manifest, and do they overlap?"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prefilter_common.articles import load_articles
+from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.audit.sections import duplicates, gather
@@ -49,17 +49,23 @@ def require_disjoint(folder: Path, allow_overlap: bool = False) -> None:
     if state is not None and not state.differs:
         return
     paths = {name: folder / f"{name}.jsonl" for name in NAMES}
-    splits = {name: load_articles(path) for name, path in paths.items() if path.is_file()}
+    for text in overlaps({name: load_articles(path) for name, path in paths.items() if path.is_file()}):
+        if not allow_overlap:
+            raise InputError(
+                f"{folder}: {text}; list them with python -m prefilter_common.splits audit {folder}, or pass "
+                "--allow-overlap"
+            )
+        log.warning(f"{folder}: {text}")
+
+
+def overlaps(splits: Mapping[str, Sequence[Article]]) -> list[str]:
+    """One sentence per split, val or test, that shares articles with train: how many, and an example."""
+    found = []
     for row in duplicates(gather(splits))["across"]:
         if row["articles"] and row["splits"][0] == "train":
-            example = row["examples"][0]
-            name = row["splits"][1]
-            text = (
-                f"{folder}: train and {name} overlap; articles of {name} that are also in train: {row['articles']}, "
+            example, name = row["examples"][0], row["splits"][1]
+            found.append(
+                f"train and {name} overlap; articles of {name} that are also in train: {row['articles']}, "
                 f"such as {example['article']['id']} ({example['kind']}, {example['other']['id']} in train)"
             )
-            if not allow_overlap:
-                raise InputError(
-                    f"{text}; list them with python -m prefilter_common.splits audit {folder}, or pass --allow-overlap"
-                )
-            log.warning(text)
+    return found

@@ -1,7 +1,7 @@
 """manifest.json: how a folder of splits was made, what its files contain, and whether they still match."""
 
 import hashlib
-import json
+import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,8 @@ from typing import Any
 
 from prefilter_common.articles import LABEL_NAMES, Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import new_directory, write_json, write_json_lines
+from prefilter_common.files import new_directory, parse_json, require_free, write_json, write_json_lines
+from prefilter_common.models.directory import read_record
 from prefilter_common.runinfo import commit, file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.cleaning import Row
@@ -40,7 +41,7 @@ def length_name(article: Article) -> str:
 
 
 def describe(articles: Sequence[Article]) -> dict[str, Any]:
-    """The number of rows: in all, per label, and per label × language × length × source, most frequent first."""
+    """The number of rows: in total, per label, and per label × language × length × source, most frequent first."""
     labels = Counter(LABEL_NAMES[a.label] for a in articles if a.label is not None)
     cells = Counter((a.label, a.language or UNKNOWN, length_name(a), a.source or UNKNOWN) for a in articles)
     return {
@@ -53,9 +54,9 @@ def describe(articles: Sequence[Article]) -> dict[str, Any]:
     }
 
 
-def made_by(command: str, argv: Sequence[str]) -> dict[str, Any]:
+def made_by(argv: Sequence[str]) -> dict[str, Any]:
     """The command line and the commit. No time stamp, so that the same data give the same manifest."""
-    line = shlex.join(["python", "-m", "prefilter_common.splits", command, *argv])
+    line = shlex.join(["python", "-m", "prefilter_common.splits", *argv])
     return {"command": line, "commit": commit()}
 
 
@@ -72,8 +73,14 @@ def repaired_by_kind(rows: Sequence[Row]) -> dict[str, int]:
     return dict(sorted(Counter(kind for row in rows for kind in row.repairs).items()))
 
 
-def check_folder(target: Path) -> None:
-    """Raise InputError if replacing the folder would delete files that this package did not write."""
+def check_folder(target: Path, overwrite: bool, inputs: Sequence[Path] = ()) -> None:
+    """Raise InputError unless the folder may be written without losing an input, or a file that is not ours."""
+    require_free(target, overwrite)
+    real = target.resolve()
+    for path in inputs:
+        places = (path.resolve(), path.parent.resolve() / path.name)  # a link, too, would be lost with its folder
+        if path.exists() and any(place.is_relative_to(real) for place in places):
+            raise InputError(f"{target}: contains the input {path}, which would be lost; name another folder")
     others = sorted({path.name for path in target.iterdir()} - FILES) if target.is_dir() else []
     if others:
         raise InputError(f"{target}: also contains {', '.join(others)}, which would be lost; move it elsewhere")
@@ -100,7 +107,7 @@ def write_folder(
     Returns:
         The whole manifest.
     """
-    check_folder(target)
+    check_folder(target, overwrite)
     described = {
         name: {"file": f"{name}.jsonl", "sha256": hashlib.sha256(content).hexdigest(), **describe(articles)}
         for name, (content, articles) in splits.items()
@@ -119,26 +126,30 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     """The row-by-row report in a folder, empty if there is none. Raises InputError if it cannot be read."""
     path = folder / CLEANING
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        rows = [parse_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); delete it") from None
+    if not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: contains a line that is not a JSON object; delete it")
+    return rows
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest in a folder, None if there is none. Raises InputError if it cannot be read."""
+    """The manifest in a folder, None if there is none. Raises InputError if it is damaged."""
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(manifest, dict) and isinstance(manifest.get("splits"), dict):
-            return manifest
-        problem = "it does not describe any splits"
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        problem = str(error)
-    raise InputError(f"{path}: cannot be read ({problem}); delete it, or rebuild the splits")
+    manifest = read_record(path)
+    splits, merges = manifest.get("splits"), manifest.get("merges", [])
+    if not isinstance(splits, dict) or not all(isinstance(splits.get(name, {}), dict) for name in NAMES):
+        raise InputError(
+            f'{path}: "splits" must be an object with one object per split; delete the file, or build the splits again'
+        )
+    if not isinstance(merges, list):
+        raise InputError(f'{path}: "merges" must be a list; delete the file, or build the splits again')
+    return manifest
 
 
 def manifest_state(folder: Path) -> ManifestState | None:
@@ -158,5 +169,7 @@ def manifest_state(folder: Path) -> ManifestState | None:
 def _report(row: Row) -> dict[str, Any]:
     report: dict[str, Any] = {"file": row.file, "line": row.line, "id": row.article.id if row.article else None}
     if row.reason:
-        report |= {"discarded": row.reason, "detail": row.detail}
+        report["discarded"] = row.reason
+    if row.reason or row.detail:
+        report["detail"] = row.detail
     return {**report, "repaired": list(row.repairs)}

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from prefilter_common.articles import Article
+from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
-from prefilter_common.files import require_free
+from prefilter_common.files import parse_json
 from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.splits.assignment import NAMES
-from prefilter_common.splits.build import drop_repeated, json_lines, kept_articles, log_discarded
-from prefilter_common.splits.cleaning import LABEL, Row, read_row, read_rows, text_hash
+from prefilter_common.splits.build import drop_repeated, log_discarded, with_own_ids
+from prefilter_common.splits.cleaning import LABEL, Row, json_lines, kept_articles, read_row, read_rows, text_hash
 from prefilter_common.splits.duplicates import clusters, find_pairs, same_id_pairs
+from prefilter_common.splits.guard import overlaps
 from prefilter_common.splits.manifest import (
     check_folder,
     discarded_by_reason,
@@ -42,42 +43,44 @@ class MergeOptions:
 
 def merge(options: MergeOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
     """Add labelled articles to train. Returns the manifest. Raises InputError before anything is written."""
-    require_free(options.output, options.overwrite)
-    check_folder(options.output)
+    check_folder(options.output, options.overwrite, options.inputs)
+    earlier, earlier_report = read_manifest(options.splits) or {}, read_report(options.splits)
     contents = read_contents(options.splits)
     held = {name: parse(options.splits / f"{name}.jsonl", content) for name, content in contents.items()}
-    rows = discard_contradicted(discard_unanswered(read_rows(options.inputs)))
-    rows = drop_repeated(rows)
+    rows = drop_repeated(discard_contradicted(discard_unanswered(read_rows(options.inputs))))
     log_discarded(rows)
     rows, answers = compare(rows, held)
     lines, corrected = correct(contents["train"], held["train"], answers)
+    new = iter(
+        with_own_ids([row for row in rows if LABEL not in row.repairs], taken={str(a.id) for a in held["train"]})
+    )
+    rows = [row if LABEL in row.repairs else next(new) for row in rows]
     _, added = kept_articles([row for row in rows if LABEL not in row.repairs])
+    splits = {name: (contents[name], articles) for name, articles in held.items()}
+    splits["train"] = (lines + json_lines(added), corrected + added)
+    for text in overlaps({name: articles for name, (_, articles) in splits.items()}):
+        raise InputError(f"{options.splits}: {text}; delete these from train, or build the splits again")
     written = len(kept_articles(rows)[1])
-    earlier = read_manifest(options.splits) or {}
     record = {
-        **made_by("merge", argv),
+        **made_by(argv),
         "inputs": [file_fingerprint(path) for path in options.inputs],
         "input_rows": len(rows),
         "added_rows": len(added),
-        "corrected_rows": len(answers),
+        "corrected_rows": written - len(added),
         "discarded_rows": discarded_by_reason(rows, written),
         "repaired_rows": repaired_by_kind(rows),
     }
     manifest = {key: value for key, value in earlier.items() if key not in ("splits", "merges")}
     manifest["merges"] = [*earlier.get("merges", []), record]
-    splits = {name: (contents[name], articles) for name, articles in held.items()}
-    splits["train"] = (lines + json_lines(added), corrected + added)
-    return write_folder(options.output, options.overwrite, splits, manifest, rows, read_report(options.splits))
+    return write_folder(options.output, options.overwrite, splits, manifest, rows, earlier_report)
 
 
 def read_contents(folder: Path) -> dict[str, bytes]:
-    """Split -> the bytes of its file. Raises InputError if one is missing."""
-    try:
-        return {name: (folder / f"{name}.jsonl").read_bytes() for name in NAMES}
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be read ({error.strerror}); --splits needs train.jsonl, val.jsonl and test.jsonl"
-        ) from None
+    """Split -> the bytes of its file. Raises InputError for a file that is missing, or that training would refuse."""
+    paths = {name: folder / f"{name}.jsonl" for name in NAMES}
+    for path in paths.values():
+        load_articles(path, require_labels=True)
+    return {name: path.read_bytes() for name, path in paths.items()}
 
 
 def parse(path: Path, content: bytes) -> list[Article]:
@@ -98,14 +101,14 @@ def discard_unanswered(rows: Iterable[Row]) -> list[Row]:
 
 
 def discard_contradicted(rows: Sequence[Row]) -> list[Row]:
-    """Discard articles that were labelled twice, once as each."""
+    """Discard every row whose text has been given both labels."""
     places, articles = kept_articles(rows)
     labels = defaultdict(set)
     for article in articles:
-        labels[article.id, text_hash(article)].add(article.label)
+        labels[text_hash(article)].add(article.label)
     remaining = list(rows)
     for i, article in zip(places, articles, strict=True):
-        if len(labels[article.id, text_hash(article)]) > 1:
+        if len(labels[text_hash(article)]) > 1:
             remaining[i] = rows[i].discard(CONTRADICTED)
     return remaining
 
@@ -121,19 +124,41 @@ def compare(rows: Sequence[Row], held: Mapping[str, Sequence[Article]]) -> tuple
     everyone = [*articles, *train, *held["val"], *held["test"]]
     groups = clusters(len(everyone), find_pairs(everyone) + same_id_pairs(everyone)).tolist()
     held_out = {groups[k]: everyone[k].id for k in range(len(articles) + len(train), len(everyone))}
-    by_id = {article.id: k for k, article in enumerate(train)}
-    by_text = {text_hash(article): k for k, article in enumerate(train)}
+    twins = twins_of(articles, train)
+    answered = defaultdict(set)
+    for twin, article in zip(twins, articles, strict=True):
+        answered[twin].add(article.label)
     compared, answers = list(rows), {}
-    for i, article, group in zip(places, articles, groups, strict=False):
-        twin = by_text.get(text_hash(article), by_id.get(article.id))
+    for i, article, group, twin in zip(places, articles, groups, twins, strict=False):
         if group in held_out:
             compared[i] = rows[i].discard(HELD_OUT, f"matches {held_out[group]}")
-        elif twin is not None and train[twin].label == article.label:
+        elif twin is None:
+            continue
+        elif len(answered[twin]) > 1:
+            compared[i] = rows[i].discard(CONTRADICTED, f"several rows match {train[twin].id}")
+        elif train[twin].label == article.label:
             compared[i] = rows[i].discard(KNOWN, f"matches {train[twin].id}, which has this label")
-        elif twin is not None and article.label is not None:
+        elif article.label is not None:
             answers[twin] = article.label
             compared[i] = replace(rows[i], repairs=(*rows[i].repairs, LABEL))
     return compared, answers
+
+
+def twins_of(articles: Sequence[Article], train: Sequence[Article]) -> list[int | None]:
+    """For each article, the index in ``train`` of the same text, or else of the same id and a similar text, or None.
+
+    The same id alone proves nothing: different files may use the same numbers.
+    """
+    by_id = {article.id: k for k, article in enumerate(train)}
+    by_text = {text_hash(article): k for k, article in enumerate(train)}
+    twins = []
+    for article in articles:
+        twin = by_text.get(text_hash(article))
+        same = by_id.get(article.id)
+        if twin is None and same is not None and find_pairs([article, train[same]]):
+            twin = same
+        twins.append(twin)
+    return twins
 
 
 def correct(content: bytes, articles: Sequence[Article], answers: Mapping[int, int]) -> tuple[bytes, list[Article]]:
@@ -141,7 +166,7 @@ def correct(content: bytes, articles: Sequence[Article], answers: Mapping[int, i
     lines = [line for line in content.split(b"\n") if line.strip()]
     corrected = list(articles)
     for place, label in answers.items():
-        record = json.loads(lines[place].decode("utf-8-sig"))
+        record = parse_json(lines[place].decode("utf-8-sig"))
         record["label"] = label
         record.pop("commerce_score", None)
         lines[place] = json.dumps(record, ensure_ascii=False, allow_nan=False).encode()

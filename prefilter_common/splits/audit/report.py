@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from prefilter_common.articles import LABEL_NAMES
-from prefilter_common.cli import table
+from prefilter_common.cli import printable, table
 from prefilter_common.page import percent, render_page, span
 
 MAX_LINES = 10  # examples on the terminal; the page and the JSON have more
@@ -28,7 +28,7 @@ def write_audit_page(path: Path, report: Mapping[str, Any]) -> None:
 def audit_text(report: Mapping[str, Any]) -> str:
     """The report as text for the terminal."""
     parts = [_splits(report), _duplicates(report), _shortcuts(report), _distances(report), _suspects(report)]
-    warnings = "\n".join(f"- {text}" for text in report["warnings"]) or "none"
+    warnings = "\n".join(printable(f"- {text}") for text in report["warnings"]) or "none"
     return "\n\n".join([*parts, f"Warnings\n{warnings}"])
 
 
@@ -51,15 +51,18 @@ def _splits(report: Mapping[str, Any]) -> str:
 
 def _duplicates(report: Mapping[str, Any]) -> str:
     found = report["duplicates"]
+    named = {f"{row['splits'][1]} in {row['splits'][0]}": row for row in found["across"]}
+    named |= {f"within {name}": row for name, row in found["within"].items()}
     rows = [["duplicates", "articles", "kinds"]]
-    for row in found["across"]:
+    for name, row in named.items():
         how = ", ".join(f"{n} {kind}" for kind, n in row["kinds"].items()) or "–"
-        rows.append([f"{row['splits'][1]} in {row['splits'][0]}", str(row["articles"]), how])
-    for name, row in found["within"].items():
-        rows.append([f"within {name}", str(row["articles"]), f"{row['clusters']} clusters"])
+        rows.append([name, str(row["articles"]), how])
     lines = [
-        f"  {example['article']['id']} matches {example['other']['id']}: {example['kind']}, {example['similarity']:.2f}"
-        for row in found["across"]
+        printable(
+            f"  {name}: {example['article']['id']} matches {example['other']['id']}, {example['kind']}, "
+            f"{example['similarity']:.2f}"
+        )
+        for name, row in named.items()
         for example in row["examples"][:MAX_LINES]
     ]
     return "\n".join([table(rows), *lines])
@@ -94,5 +97,5 @@ def _suspects(report: Mapping[str, Any]) -> str:
     lines = [f"Doubtful labels: {len(suspects)}, of which confident learning flags {issues}"]
     for row in suspects[:MAX_LINES]:
         label = f"{LABEL_NAMES[row['label']]} {row['probability_of_label']:.2f}"
-        lines.append(f"  {row['split']} {row['id']}: {label} {row['title'][:60]}")
+        lines.append(printable(f"  {row['split']} {row['id']}: {label} {row['title'][:60]}"))
     return "\n".join(lines)

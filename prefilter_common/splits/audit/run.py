@@ -63,7 +63,7 @@ def audit(options: AuditOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
     features = text_features(whole.articles)
     scores = predicted(features, data.labels, data.folds())
     report: dict[str, Any] = {
-        "_run": {**made_by("audit", argv), "data": {role: file_fingerprint(path) for role, path in files.items()}},
+        "_run": {**made_by(argv), "data": {role: file_fingerprint(path) for role, path in files.items()}},
         "manifest": asdict(state) if state else None,
         "splits": {name: describe_split(articles) for name, articles in splits.items()},
         "traffic": describe_split(traffic) if traffic else None,

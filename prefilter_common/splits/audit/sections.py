@@ -11,7 +11,7 @@ import numpy as np
 from prefilter_common.articles import LABEL_NAMES, Article
 from prefilter_common.errors import InputError
 from prefilter_common.splits.assignment import NAMES
-from prefilter_common.splits.cleaning import ScoreRule
+from prefilter_common.splits.cleaning import ScoreRule, has_own_id
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs, same_id_pairs
 from prefilter_common.splits.manifest import LENGTH_NAMES, UNKNOWN, length_name
 
@@ -53,8 +53,7 @@ def gather(splits: Mapping[str, Sequence[Article]]) -> Whole:
     """All splits as one, with their duplicates."""
     articles = [article for part in splits.values() for article in part]
     names = [name for name, part in splits.items() for _ in part]
-    # An id that was made up from a line number identifies nothing.
-    named = [i for i, article in enumerate(articles) if not (article.id or "line-").startswith("line-")]
+    named = [i for i, article in enumerate(articles) if has_own_id(article)]
     same = same_id_pairs([articles[i] for i in named])
     pairs = find_pairs(articles) + [Pair(named[p.first], named[p.second], SAME, p.similarity) for p in same]
     return Whole(articles, names, pairs, clusters(len(articles), pairs))
@@ -91,41 +90,58 @@ def labels_against_scores(whole: Whole, rule: ScoreRule) -> dict[str, Any]:
 def duplicates(whole: Whole) -> dict[str, Any]:
     """How many articles share their text with another in the same split, and in another split, with examples.
 
-    Across two splits, each article of the second is counted once, by the strongest of ``KINDS`` that links it.
+    Each article that repeats another is counted once, by the strongest of ``KINDS`` that links it: across two splits
+    those of the second, within a split all but the first of a cluster.
     """
     members: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for i, group in enumerate(whole.clusters.tolist()):
         members[group][whole.names[i]].append(i)
-    links = {frozenset((p.first, p.second)): p for p in sorted(whole.pairs, key=lambda p: -KINDS.index(p.kind))}
+    partners: dict[int, list[Pair]] = defaultdict(list)
+    for pair in whole.pairs:
+        partners[pair.first].append(pair)
+        partners[pair.second].append(pair)
     present = [name for name in NAMES if name in whole.names]
     within = {}
     for name in present:
-        sizes = [len(group[name]) for group in members.values() if len(group[name]) > 1]
-        within[name] = {"clusters": len(sizes), "articles": sum(sizes), "largest": max(sizes, default=0)}
-    both = [g for g in members.values() if len({whole.articles[i].label for part in g.values() for i in part}) > 1]
-    across = [_across(whole, members, links, a, b) for a, b in SPLIT_PAIRS if a in present and b in present]
-    contradicting = [[whole.shown(i) for part in group.values() for i in part][:4] for group in both]
-    return {"within": within, "across": across, "both_labels": len(both), "contradicting": contradicting[:MAX_EXAMPLES]}
+        groups = [group[name] for group in members.values() if len(group[name]) > 1]
+        sizes = {
+            "clusters": len(groups),
+            "articles": sum(map(len, groups)),
+            "largest": max(map(len, groups), default=0),
+        }
+        # The first article of each cluster is not a duplicate, the others are.
+        within[name] = sizes | _matches(whole, partners, [(i, name, group[0]) for group in groups for i in group[1:]])
+    across = []
+    for first, second in SPLIT_PAIRS:
+        if first in present and second in present:
+            both = [group for group in members.values() if group[first] and group[second]]
+            matches = _matches(whole, partners, [(i, first, group[first][0]) for group in both for i in group[second]])
+            across.append({"splits": [first, second], "articles": sum(matches["kinds"].values()), **matches})
+    torn = [g for g in members.values() if len({whole.articles[i].label for part in g.values() for i in part}) > 1]
+    contradicting = [[whole.shown(i) for part in group.values() for i in part][:4] for group in torn]
+    return {"within": within, "across": across, "both_labels": len(torn), "contradicting": contradicting[:MAX_EXAMPLES]}
 
 
-def _across(whole: Whole, members: Mapping, links: Mapping, first: str, second: str) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    examples = []
-    for group in members.values():
-        for i in group.get(second, ()) if group.get(first) else ():
-            found = [links[key] for j in group[first] if (key := frozenset((i, j))) in links]
-            best = min(found, key=lambda p: KINDS.index(p.kind), default=Pair(group[first][0], i, LINKED, 0.0))
-            counts[best.kind] += 1
-            other = best.first if best.second == i else best.second
-            examples.append((best, {"kind": best.kind, "similarity": best.similarity,
-                                    "article": whole.shown(i), "other": whole.shown(other)}))  # fmt: skip
-    examples.sort(key=lambda example: (KINDS.index(example[0].kind), -example[0].similarity))
-    return {
-        "splits": [first, second],
-        "articles": counts.total(),
-        "kinds": {kind: counts[kind] for kind in KINDS if counts[kind]},
-        "examples": [shown for _, shown in examples[:MAX_EXAMPLES]],
-    }
+def _matches(whole: Whole, partners: Mapping[int, Sequence[Pair]], wanted: Sequence[tuple[int, str, int]]) -> dict:
+    """Counts by kind, and examples, of articles and the strongest match of each.
+
+    Args:
+        partners: article -> the pairs that it is in.
+        wanted: an article, the split to match it in, and an article of its cluster there in case none matches directly.
+    """
+    found = []
+    for i, name, linked in wanted:
+        others = {pair: pair.first if pair.second == i else pair.second for pair in partners[i]}
+        direct = [pair for pair, other in others.items() if whole.names[other] == name]
+        best = min(direct, key=lambda p: (KINDS.index(p.kind), -p.similarity), default=Pair(linked, i, LINKED, 0.0))
+        found.append((best, i, others.get(best, linked)))
+    found.sort(key=lambda match: (KINDS.index(match[0].kind), -match[0].similarity))
+    counts = Counter(best.kind for best, _, _ in found)
+    examples = [
+        {"kind": best.kind, "similarity": best.similarity, "article": whole.shown(i), "other": whole.shown(other)}
+        for best, i, other in found[:MAX_EXAMPLES]
+    ]
+    return {"kinds": {kind: counts[kind] for kind in KINDS if counts[kind]}, "examples": examples}
 
 
 def reading(splits: Mapping[str, Sequence[Article]], model: str | None) -> dict[str, Any]:
