@@ -32,7 +32,7 @@ LEAST_OVERLAP = 1 / 3
 
 
 class FlagRate(TypedDict):
-    """How many articles are called commerce at one operating point, their share and its interval.
+    """How many articles are flagged at one operating point, their share and its interval.
 
     The interval counts repeated texts as what they are: fewer observations than articles.
     """
@@ -59,24 +59,27 @@ class FlagRow(TypedDict):
     p_adjusted: float | None
 
 
-def traffic_slices(articles: Sequence[Article]) -> list[Slice]:
-    """By language, by length, and by both in four slices: the main language or not, short or not."""
+def main_language(articles: Sequence[Article]) -> str:
+    """The most frequent one."""
+    return slices_by("language", languages(articles))[0].value
+
+
+def traffic_slices(articles: Sequence[Article], main: str) -> list[Slice]:
+    """By language, by length, and by both in four slices: the ``main`` language or not, short or not."""
     spoken, lengths = languages(articles), characters(articles)
-    by_language = slices_by("language", spoken)
-    main = by_language[0].value
     crossed = [
         f"{main if language == main else f'not {main}'}, {'short' if length < SHORT else 'long'}"
         for language, length in zip(spoken, lengths, strict=True)
     ]
     return [
-        *by_language,
+        *slices_by("language", spoken),
         *length_slices("characters", lengths, CHARACTERS),
         *slices_by("language and length", crossed),
     ]
 
 
 def flag_rates(scores: np.ndarray, thresholds: Mapping[str, float], copies: np.ndarray) -> dict[str, FlagRate]:
-    """Share of the articles called commerce at each operating point, from (n,) scores and copies of distinct texts."""
+    """Share of the articles flagged at each operating point, from (n,) scores and copies of distinct texts."""
     rates: dict[str, FlagRate] = {}
     for name, threshold in thresholds.items():
         flagged = scores >= threshold
@@ -156,7 +159,7 @@ def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: 
         "flag_apart": apart,
         "differ": worst is not None or (rows[0]["p_adjusted"] or 0.0) < ALPHA or apart,
     }
-    return {**compared, "verdict": _verdict(names, compared, worst)}
+    return {**compared, "verdict": _verdict_on_traffic(names, compared, worst)}
 
 
 def _flag_row(part: Slice, a: np.ndarray, b: np.ndarray) -> FlagRow:
@@ -175,7 +178,7 @@ def _flag_row(part: Slice, a: np.ndarray, b: np.ndarray) -> FlagRow:
     }
 
 
-def _verdict(names: tuple[str, str], compared: Mapping[str, Any], worst: FlagRow | None) -> str:
+def _verdict_on_traffic(names: tuple[str, str], compared: Mapping[str, Any], worst: FlagRow | None) -> str:
     def rates(row: Mapping[str, Any]) -> str:
         return f"{row['rates'][0]:.1%} against {row['rates'][1]:.1%}"
 
