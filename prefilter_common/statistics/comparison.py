@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
-from scipy.stats import binom, binomtest, norm
+from scipy.special import bdtr
+from scipy.stats import binom, norm
 
 from prefilter_common.articles import COMMERCE
 from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
@@ -47,7 +48,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Articles that both get right or both get wrong say nothing about which is better, so this is the binomial test on
     the rest. 1.0 where there are none.
     """
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
