@@ -136,8 +136,8 @@ def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: 
 
     They differ beyond chance where McNemar's exact test of the articles flagged by only one of the two says so, of all
     articles at 0.025, or of a slice after Holm's correction for the number of slices, at 0.005; or where clearly less
-    than a third of what either flags is flagged by both. Where all articles differ, slices are named at 0.025: then no
-    false alarm is left to be raised. ``p_adjusted`` is scaled so that 0.05 is the limit of each.
+    than a third of what either flags is flagged by both. Where all articles show a difference, slices are named at
+    0.025, since that raises no further alarm. ``p_adjusted`` is scaled so that 0.05 is the limit of each.
     """
     whole, *parts = [Slice("all", "articles", np.ones(len(a), bool)), *slices]
     rows = [_flag_row(part, a, b) for part in (whole, *parts)]
