@@ -89,7 +89,8 @@ def _unexplained(
             remedy = (
                 f"label at least {needed - n_labelled} {'more ' if n_labelled else ''}of the {source}; {_then(file)}"
             )
-        yield {"suspect": suspect, "remedy": remedy, "part": part, "to_label": needed - n_labelled, "file": file}
+        to_label = max(needed - n_labelled, 0)
+        yield {"suspect": suspect, "remedy": remedy, "part": part, "to_label": to_label, "file": file}
 
 
 def _not_covered(

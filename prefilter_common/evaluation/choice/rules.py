@@ -83,11 +83,11 @@ def choose(
 
 
 def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A model's figures, and which criteria they meet; the audit's where it has precision and recall."""
+    """A model's figures, and which criteria they meet; the audit's where it has 20 articles, precision and recall."""
     metrics = model["operating_points"][DEFAULT]
     source, intervals = "test", dict(metrics["intervals"])
     values = {key: metrics[key] for key in MEASURES}
-    if audited and None not in (audited["precision"], audited["recall"]):
+    if audited and audited["enough"] and None not in (audited["precision"], audited["recall"]):
         source = "audit"
         values = {key: audited[key] for key in MEASURES}
         # No interval of F1 is estimated: it lies between the two that it is made of.
