@@ -41,11 +41,13 @@ from prefilter_common.evaluation.report.summary import evaluation_summary
 from prefilter_common.evaluation.results import compare, write_results
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
 from prefilter_common.evaluation.traffic.audit import read_audit
+from prefilter_common.evaluation.traffic.labelling import require_unlabelled
 from prefilter_common.files import require_files
 from prefilter_common.models.directory import model_directories
 from prefilter_common.processes import is_main_process
 from prefilter_common.runinfo import run_info
 from prefilter_common.scoring.engines import ENGINES, REFERENCE, EngineName
+from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.guard import manifest_record, manifest_warnings
 
 
@@ -55,15 +57,19 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     directories = model_directories(args.models_dir, args.models)
     check_traffic_models(args, directories)
-    require_files(*outputs_of(args, directories))
+    outputs = outputs_of(args, directories)
+    require_files(*outputs)
     check_production(args)
+    check_labels(args, outputs)
     data, files = load_data(args)
     options = options_of(args)
-    manifest = manifest_record([args.test_data])  # now, since a damaged one ends the run
+    splits = [args.test_data, *filter(None, (split_beside(args.test_data, name) for name in NAMES))]
+    manifest = manifest_record(splits)  # now, since a damaged one ends the run
     models, rows = evaluate_each(directories, data, options)
     if is_main_process():
-        results = {"_run": run_info(argv, files), "_manifest": manifest, **compare(data, models, rows, options)}
-        results["_warnings"] += manifest_warnings(manifest)
+        compared = compare(data, models, rows, options)
+        warnings = [*compared["_warnings"], *manifest_warnings(manifest)]
+        results = {"_run": run_info(argv, files), "_manifest": manifest, **compared, "_warnings": warnings}
         write_results(args.output, results)
         print(evaluation_summary(results))
     return 1 if any("error" in row for row in rows.values()) else 0
@@ -88,7 +94,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     data.add_argument("--traffic", type=Path, metavar="FILE", help="unlabelled articles on which to compare the models")
     data.add_argument(
-        "--audited", type=Path, metavar="FILE", help="an audit sample or review queue of that traffic, with labels"
+        "--audited",
+        type=Path,
+        metavar="FILE",
+        help="an audit sample or review queue of that traffic, with labels; outside the results folder",
     )
     data.add_argument("--output", type=Path, default=Path("results"), help="folder to write")
     models = parser.add_argument_group("models")
@@ -154,7 +163,8 @@ def add_production_flags(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=count,
         metavar="N",
-        help="draw so many flagged and, with a second number, so many unflagged articles of the traffic to label",
+        help="number of flagged articles to draw from the traffic for labelling; a second N is that of the unflagged "
+        "ones (default: as many)",
     )
 
 
@@ -198,6 +208,17 @@ def check_production(args: argparse.Namespace) -> None:
         raise InputError("--audit needs articles to draw from; pass --traffic FILE")
     if args.audit and len(args.audit) > 2:
         raise InputError("--audit takes two numbers at most: flagged and unflagged articles")
+
+
+def check_labels(args: argparse.Namespace, outputs: Sequence[Path]) -> None:
+    """Raise InputError where this run would replace labels: those of --audited, or others in its results folder."""
+    for path in outputs:
+        if args.audited and path.exists() and args.audited.exists() and path.samefile(args.audited):
+            raise InputError(
+                f"--audited {args.audited}: this run would replace it; move or copy it out of {args.output}, and pass "
+                "its new path"
+            )
+    require_unlabelled(path for path in outputs if path.suffix == ".jsonl" and path.parent == args.output)
 
 
 def load_data(args: argparse.Namespace) -> tuple[Data, dict[str, Path]]:

@@ -4,7 +4,7 @@ from scipy.stats import norm
 from sklearn.metrics import f1_score
 
 from prefilter_common.statistics.comparison import (
-    articles_needed,
+    articles_to_tell_apart,
     compare_with_best,
     detectable_difference,
     holm,
@@ -88,11 +88,13 @@ def test_better_needs_both_tests_to_favour_the_same_model():
 
 
 def test_as_many_articles_as_are_said_to_be_needed_give_the_power_of_80_percent():
-    n = articles_needed(12, 6, 200)
+    n = articles_to_tell_apart(12, 6, 200)
     only_a, only_b, _ = np.random.default_rng(0).multinomial(n, [0.06, 0.03, 0.91], size=2_000).T
     found = np.mean([mcnemar(a, b) < 0.05 for a, b in zip(only_a, only_b, strict=True)])
     assert 0.75 < found < 0.85
-    assert articles_needed(5, 5, 200) is None and articles_needed(3, 1, 190, alpha=0.01) > articles_needed(3, 1, 190)
+    assert articles_to_tell_apart(5, 5, 200) is None and articles_to_tell_apart(
+        3, 1, 190, alpha=0.01
+    ) > articles_to_tell_apart(3, 1, 190)
 
 
 def test_better_is_said_only_where_it_is_supported():

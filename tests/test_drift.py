@@ -22,6 +22,40 @@ def test_the_same_traffic_has_not_changed(tmp_path, capsys):
     assert call(drift, files) == 0
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert last["changed"] == [] and [row["what"] for row in last["changes"]] == ["flag rate", "scores"]
+    assert last["not_compared"] == ["languages", "lengths"]
+
+
+def test_what_two_outputs_of_the_scorer_cannot_show_is_said(tmp_path, capsys):
+    """They carry neither texts nor languages."""
+    a, b = streamed(tmp_path / "a.jsonl", 52), streamed(tmp_path / "b.jsonl", 55)
+    assert call(drift, (a, b)) == 0
+    out = capsys.readouterr().out
+    assert f'lengths: not compared; {a}, {b}: not all rows have "title" and "content"' in out
+    assert f'languages: not compared; {a}, {b}: not all rows have "language"' in out
+    joined = [{"title": "news", "content": f"{i}", "score": 0.1} for i in range(100)]
+    assert call(drift, (write_jsonl(tmp_path / "c.jsonl", joined), b)) in (0, 3)
+    assert f"lengths: not compared; {b}: " in capsys.readouterr().out
+
+
+def test_a_line_separator_in_a_title_ends_no_line(tmp_path, capsys):
+    rows = [{"title": "one\u2028two\u2029three\x85", "content": f"{i}", "score": 0.1} for i in range(50)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    assert "\u2028" in path.read_text(encoding="utf-8")
+    assert call(drift, (path, path)) == 0 and "lengths: no change shown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [["--max-psi", "-1"], ["--unknown"], []])
+def test_bad_arguments_are_one_line(tmp_path, capsys, flags):
+    path = streamed(tmp_path / "a.jsonl", 5)
+    assert call(drift, [path, *([path] if flags else []), *flags]) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert len(err) == 1 and err[0].startswith("error: ")
+
+
+def test_debug_shows_the_traceback(tmp_path, capsys, caplog):
+    path = streamed(tmp_path / "a.jsonl", 5)
+    assert call(drift, [path, tmp_path / "none.jsonl", "--debug"]) == 2
+    assert "no such file" in capsys.readouterr().err and "Traceback" in caplog.text
 
 
 def test_less_than_half_of_the_flags_is_a_change_with_its_own_exit_code(tmp_path, capsys):
@@ -52,6 +86,7 @@ def test_languages_are_filled_in_and_their_mix_and_the_lengths_are_compared(tmp_
     [
         ('{"score": 0.1}\n{"score": "x"}\n', "line 2: needs a JSON object whose"),
         ("{", "line 1: invalid JSON"),
+        ('{"score": 0.1, "score": 0.2}', 'line 1: invalid JSON (the key "score" occurs twice'),
         ("", "contains no rows"),
         ('{"title": "only text", "content": ""}', "has nothing to compare with"),
     ],
@@ -67,13 +102,13 @@ def test_bad_files_are_named(tmp_path, capsys, text, words):
 )
 def test_95_of_100_intervals_hold_the_truth(p, q):
     rng, p, q = np.random.default_rng(0), np.array(p), np.array(q)
-    index = ((q - p) * np.log(q / p)).sum()
+    index, runs = ((q - p) * np.log(q / p)).sum(), 1_000
     held = 0
-    for _ in range(150):
-        draws = (rng.choice(len(share), 800, p=share).astype(str).tolist() for share in (p, q))
+    for _ in range(runs):
+        draws = (np.repeat(np.arange(len(share)), rng.multinomial(800, share)).tolist() for share in (p, q))
         low, high = mix_change("languages", *draws, 0.2)["interval"]
         held += low <= index <= high
-    assert held / 150 >= 0.9
+    assert 0.93 <= held / runs <= 0.97
 
 
 def test_equal_traffic_rarely_alarms():

@@ -10,6 +10,7 @@ import evaluate_models
 from prefilter_common.articles import Article, load_articles, spread_by_length
 from prefilter_common.evaluation.baseline import baseline_row
 from prefilter_common.models.directory import read_contract
+from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.scoring.scorer import Scorer
 
 
@@ -201,6 +202,19 @@ def test_bad_flags_of_the_comparison_write_nothing(models_dir, data_dir, tmp_pat
     base = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
     assert call(evaluate_models, base + flags) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
+
+
+def test_splits_beside_the_test_set_that_no_longer_match_the_manifest_are_named(models_dir, data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "splits")
+    described = {name: file_fingerprint(tmp_path / "splits" / f"{name}.jsonl") for name in ("train", "val", "test")}
+    (tmp_path / "splits" / "manifest.json").write_text(json.dumps({"splits": described}), encoding="utf-8")
+    with (tmp_path / "splits" / "train.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"title": "one more", "content": "article", "label": 1}\n')
+    flags = ["--models-dir", models_dir, "--models", "first", "--test-data", tmp_path / "splits" / "test.jsonl"]
+    assert call(evaluate_models, [*flags, "--output", tmp_path / "r", "--latency-samples", 1]) == 0
+    found = json.loads((tmp_path / "r" / "evaluation_results.json").read_text(encoding="utf-8"))
+    assert found["_manifest"]["differs"] == ["train"]
+    assert "train changed after manifest.json was written" in found["_warnings"]
 
 
 def test_training_articles_of_one_label_give_no_floor(caplog):

@@ -51,18 +51,19 @@ def test_too_few_journalism_articles_give_no_high_precision(n_journalism, chosen
     assert ("high_precision" in choose_thresholds(labels, scores, 0.95, 0.05)) == chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n_commerce", "n_journalism"), [(200, 2_000), (90, 3_000)])
 def test_a_precision_just_below_the_target_is_rarely_chosen(n_commerce, n_journalism):
     """The adversarial case: the true precision is just below the target at every threshold."""
     rng = np.random.default_rng(1)
-    prevalence, target, wrong, runs = 0.05, 0.9, 0, 100
+    prevalence, target, wrong, runs = 0.05, 0.9, 0, 300
     false_alarms = prevalence * (1 - target) / ((1 - prevalence) * target) * 1.001
     labels = np.repeat([0, 1], [n_journalism, n_commerce])
     for _ in range(runs):
         flagged = (labels == 1) | (rng.random(len(labels)) < false_alarms)
         scores = (np.where(flagged, 1, 0) + rng.random(len(labels))) / 2
         wrong += "high_precision" in choose_thresholds(labels, scores, target, prevalence)
-    assert wrong / runs <= 0.08  # 2.3 to 3.7 % of 1,000
+    assert wrong / runs <= 0.05  # 1.6 to 2.4 % of 2,000
 
 
 def test_the_sweep_and_the_curve(validation):

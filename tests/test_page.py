@@ -7,7 +7,7 @@ import pytest
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.evaluation.report.page import write_page
 from prefilter_common.evaluation.report.plots import Axes, near_one
-from prefilter_common.evaluation.results import compare
+from prefilter_common.evaluation.results import compare, conclude
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
 from prefilter_common.scoring.engines import REFERENCE
@@ -163,6 +163,72 @@ def test_many_models_tell_all_only_of_the_chosen_ones_traffic(page):
     html, _ = page(evaluation(list("abcd")))
     assert html.count("By language and length") == 3 * 3  # pairs with the best model, times operating points
     assert html.count("are in evaluation_results.json") == 3
+
+
+def test_the_three_states_of_a_criterion_are_told_apart(page):
+    """Shown, not shown and missed, by figures that lie above with and without their interval, and below."""
+    data = evaluation(["good", "lucky", "poor"])
+    figures = {"good": (0.97, 0.92), "lucky": (0.92, 0.85), "poor": (0.8, 0.7)}
+    for name, (value, low) in figures.items():
+        points = data[name]["operating_points"]["default"]
+        for key in ("f1", "precision", "recall"):
+            points[key], points["intervals"][key] = value, [low, 0.99]
+    html, _ = page(conclude(data))
+    table = html.split('aria-label="Success criteria"')[1].split("</table>")[0]
+    cells = {name: table.split(f'<bdi class="name">{name}</bdi>')[1].split("</tr>")[0] for name in figures}
+    assert "✓ minimum shown" in cells["good"] and "not shown" not in cells["good"] and "✗" not in cells["good"]
+    assert cells["lucky"].count("minimum, not shown") == 2  # the minimum for recall is lower, and shown
+    assert cells["poor"].count("✗ below minimum") == 3 and "✓" not in cells["poor"]
+
+
+def test_slices_without_commerce_have_no_recall_of_zero(page):
+    data = evaluation(["a"])
+    part = next(row for row in data["a"]["slices"] if row["by"] == "language")
+    part |= {"n_commerce": 0, "confusion_matrix": [[60, 0], [0, 0]], "f1": 0.0, "recall": 0.0, "precision": 0.0}
+    html, _ = page(data)
+    row = html.split("By language</th></tr>")[1].split("</tr>")[0]
+    cells = re.findall(r'<td class="n">(.*?)</td>', row)
+    assert cells[1] == "0" and cells[4:7] == ["–", "–", "–"]  # F1, precision, recall
+
+
+def test_every_line_has_its_label_and_equal_models_can_be_told_apart(page):
+    data = evaluation(["a", "b"])
+    data["b"] = {**data["a"]}
+    html, _ = page(data)
+    plot = html.split('aria-label="Precision against recall')[1].split("</figure>")[0]
+    lines = re.findall(r'<polyline class="([^"]+)" points="([^"]+)"', plot)
+    assert lines[0][1] == lines[1][1] and lines[0][0] != lines[1][0]  # one drawn dashed over the other
+    labels = re.findall(r'<text class="f\d" x="([\d.]+)" y="([\d.]+)"[^>]*>(\d)</text>', plot)
+    assert [label[2] for label in labels] == ["1", "2"] and labels[0][:2] != labels[1][:2]
+    sweep = html.split('aria-label="Precision and recall by threshold')[1].split("</svg>")[0]
+    assert ">precision</text>" in sweep and ">recall</text>" in sweep
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.98])
+def test_the_best_f1_threshold_lies_inside_its_plot(page, threshold):
+    data = evaluation(["a"])
+    data["a"]["operating_points"]["best_f1"]["threshold"] = threshold
+    sweep = page(data)[0].split('aria-label="Precision and recall by threshold')[1].split("</svg>")[0]
+    found = re.search(r'd="M([\d.]+) [\d.]+V[\d.]+"/><text[^>]*>best F1', sweep)
+    left, _, right, _ = Axes(0, 1, 0, 1).frame
+    assert left < float(found[1]) < right
+
+
+def test_a_latency_that_was_measured_is_not_said_to_be_missing(page):
+    data = evaluation(["a"])
+    points = data["a"]["operating_points"]["default"]
+    points |= {"f1": 0.97, "precision": 0.97, "recall": 0.97}
+    html, _ = page(conclude(data))
+    assert "CPU latency was not measured" in html and "no CPU benchmark" in html
+    data["a"]["cpu_benchmark_ms"] = 12.0
+    html, _ = page(conclude(data))
+    assert "latency was not measured" not in html.lower() and "no CPU benchmark" not in html
+    assert "the only one that does" not in html  # of a single model
+
+
+def test_the_page_speaks_of_flagged_articles(page):
+    html, _ = page(evaluation(["a", "b"]))
+    assert "called commerce" not in html and "called journalism" not in html
 
 
 def test_coordinates_grow_to_the_right_and_upwards():

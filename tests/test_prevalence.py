@@ -106,3 +106,15 @@ def test_repeated_texts_count_for_fewer():
     assert share == 0.25 and high - low > 0.15  # as of 100 articles, not of 500
     total, (low, high) = combination_interval([2, -1], [0.5, 0.2], [(0.4, 0.6), (0.1, 0.4)])
     assert total == pytest.approx(0.8) and low == pytest.approx(0.8 - np.hypot(0.2, 0.2)) and high < 1.03
+
+
+@pytest.mark.parametrize("often", ["once", "twice on average", "some very often"])
+@pytest.mark.parametrize("rate", [0.05, 0.2])
+def test_95_of_100_intervals_of_the_flag_rate_hold_the_truth(often, rate):
+    rng, runs, held = np.random.default_rng(3), 2_000, 0
+    for _ in range(runs):
+        draws = {"once": np.ones(300), "twice on average": rng.geometric(0.5, 300)}
+        copies = draws.get(often, np.minimum(rng.zipf(2, 300), 50))
+        _, (low, high) = weighted_share(rng.random(300) < rate, copies)
+        held += low <= rate <= high
+    assert 0.93 <= held / runs <= 0.97

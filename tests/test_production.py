@@ -100,6 +100,30 @@ def test_the_threshold_that_saves_the_most():
     assert best_saving_threshold(labels, scores, 0.05, {"per_article": 1, "of_blocking": 1e9}) > 1
 
 
+def test_no_saving_is_worth_blocking_more_than_5_percent_of_the_journalism():
+    """Where blocking costs next to nothing, or most is commerce, the best saving would be to drop nearly everything."""
+    labels = np.repeat([0, 1], [500, 100])
+    scores = np.concatenate([np.linspace(0, 0.7, 500), np.linspace(0.4, 1, 100)])
+    for prevalence in (0.05, 0.9):
+        found = best_saving_threshold(labels, scores, prevalence, {"per_article": 1, "of_blocking": 1.001})
+        assert 0.04 < (scores[labels == 0] >= found).mean() <= 0.05
+
+
+def test_the_best_saving_is_that_of_each_share_of_commerce():
+    rng = np.random.default_rng(0)
+    test = articles(190, rng, 0.5, 0.5)
+    labels = np.repeat([0, 1], [1_000, 500])
+    validation = labels, np.clip(rng.normal(0.3 + 0.4 * labels, 0.15), 0, 1)
+    scores = np.clip(rng.normal(0.3 + 0.4 * labels_of(test), 0.15), 0, 1)
+    model = Scored(scores, np.ones(190), 64, 1.0, {"default": 0.5}, validation=validation)
+    section = production_section(test, {"m": model}, None, None, None, [0.02, 0.5], 0.95, COSTS)
+    found = {
+        row["prevalence"]: row["threshold"] for row in section["models"]["m"]["panel"] if row["point"] == "best_saving"
+    }
+    assert found == {share: best_saving_threshold(*validation, share, COSTS) for share in (0.02, 0.5)}
+    assert found[0.02] > found[0.5]
+
+
 def test_who_is_blocked_the_worst_first():
     test = [Article("", "x" * (100 if i % 2 else 600), 0, str(i), "el" if i < 60 else "en") for i in range(200)]
     scores = np.array([0.9 if i < 60 and i % 2 else 0.1 for i in range(200)])

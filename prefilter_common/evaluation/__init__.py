@@ -24,11 +24,13 @@ and formulas over arrays (``statistics``).
     _integrity        test articles that also occur in train, whole, nearly or in part, with ids; metrics with and
                       without them; others: validation articles in test and train; what could not have been found
     _traffic          n_articles, n_distinct texts; flag rates; every pair's agreement, overlap, slices, disagreements,
-                      detectable difference and verdict; uncovered languages, lengths and crossings, uncovered_share
+                      detectable difference and verdict; main_language; uncovered languages, lengths and crossings
+                      of 1 % or more; uncovered_share in all crossings
     _production       by model: prevalence_estimate; panel (at each prevalence and operating point precision, recall,
                       false-positive rate, per_1000 and saving); blocked (journalism by slice, the worst first)
-    _audit            by model precision, recall, false_positive_rate and prevalence in production, also by slice;
-                      pairs: who is right where two differ; null without --audited
+    _audit            by model precision, recall, false_positive_rate and prevalence in production, also by slice, the
+                      worst first, where the labels are a random_sample of the traffic; pairs: who is right where two
+                      differ; null without --audited
     _choice           selected, operating_point, favourite, tier, reason, objections (suspect, remedy, part, to_label,
                       file), cautions, shown, and for each model what it misses and the states shown, not shown, missed
     _worst_errors     by model, with texts

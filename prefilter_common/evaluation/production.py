@@ -10,7 +10,7 @@ from prefilter_common.evaluation.sections import Scored
 from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, crossed_slices
 from prefilter_common.statistics.intervals import effective_size
 from prefilter_common.statistics.metrics import as_interval, counts_at, wilson
-from prefilter_common.statistics.operating_points import DEFAULT
+from prefilter_common.statistics.operating_points import DEFAULT, MAX_BLOCKED
 from prefilter_common.statistics.prevalence import (
     Confusion,
     Costs,
@@ -49,7 +49,7 @@ def production_section(
     for name, model in models.items():
         rate = traffic and traffic["flag_rates"][name][DEFAULT]
         estimate = _estimate(labels, model, rate, n_effective)
-        shares = [{"share": share, "source": "assumed", "interval": None} for share in assumed]
+        shares: list[dict[str, Any]] = [{"share": share, "source": "assumed", "interval": None} for share in assumed]
         if estimate and estimate["share"] is not None:
             shares.append({**estimate, "source": ESTIMATED})
         if audit and name in audit["models"]:
@@ -57,15 +57,12 @@ def production_section(
             shares.append({
                 "share": found["prevalence"], "interval": found["intervals"]["prevalence"], "source": AUDITED,
             })  # fmt: skip
-        points = dict(model.thresholds)
-        if costs and model.validation:
-            points[BEST_SAVING] = best_saving_threshold(*model.validation, assumed[0], costs)
         rows[name] = {
             "prevalence_estimate": estimate,
             "panel": [
                 _panel_row(labels, model.scores, point, threshold, share, costs)
                 for share in shares
-                for point, threshold in points.items()
+                for point, threshold in _points(model, share["share"], costs).items()
             ],
             "blocked": blocked_by_slice(test, model),
         }
@@ -83,8 +80,17 @@ def confusion_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Co
     return {"tp": tp, "n_commerce": tp + fn, "fp": fp, "n_journalism": fp + tn}
 
 
+def _points(model: Scored, prevalence: float, costs: Costs | None) -> dict[str, float]:
+    """The operating points, and that of the best saving, which depends on the share of commerce."""
+    points = dict(model.thresholds)
+    if costs and model.validation:
+        points[BEST_SAVING] = best_saving_threshold(*model.validation, prevalence, costs)
+    return points
+
+
 def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: float, costs: Costs) -> float:
-    """The threshold with the highest expected saving on (n,) validation articles.
+    """The threshold with the highest expected saving on (n,) validation articles that blocks at most 5 % of the
+    journalism there, whatever the costs.
 
     Half a false alarm is added, or else a few journalism articles without one would show that there never is one.
     """
@@ -95,6 +101,7 @@ def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: fl
     gain = prevalence * found * costs["per_article"]
     loss = (1 - prevalence) * blocked * (costs["of_blocking"] - costs["per_article"])
     total = np.where(tp + fp > 0, gain - loss, 0.0)
+    total[fp > MAX_BLOCKED * (fp + tn)] = -np.inf  # the last candidate, which blocks nothing, is always left
     return round(float(candidates[total.argmax()]), 6)
 
 
@@ -163,7 +170,7 @@ def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[dict[str, A
 
 
 def production_warnings(section: Mapping[str, Any]) -> list[str]:
-    """What speaks against the estimates, one sentence each."""
+    """Why an estimate is missing, one sentence each."""
     return [
         f"{name}: {row['prevalence_estimate']['warning']}"
         for name, row in section["models"].items()

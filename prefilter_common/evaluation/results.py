@@ -16,6 +16,7 @@ from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored
 from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
+from prefilter_common.evaluation.traffic.flags import main_language
 from prefilter_common.files import write_json, write_json_lines
 from prefilter_common.statistics.comparison import compare_with_best
 
@@ -36,10 +37,12 @@ def compare(data: Data, models: Mapping[str, Scored], rows: Mapping[str, dict[st
     integrity = integrity_section(data.train, data.test, models, data.val or data.beside)
     audited = {name: model.audited for name, model in models.items() if model.audited is not None}
     thresholds = {name: model.threshold for name, model in models.items()}
-    audit = audit_section(data.audit, audited, thresholds, seed) if data.audit and models else None
-    traffic, copies = None, None
+    traffic, copies, audit = None, None, None
     if data.traffic and models:
         traffic, copies = _traffic(data, models, options), distinct_texts(data.traffic)[1]
+    if data.audit and models:
+        main = traffic["main_language"] if traffic else main_language(data.audit.articles)
+        audit = audit_section(data.audit, audited, thresholds, main, seed)
     production = production_section(
         data.test, models, traffic, copies, audit, options.prevalence, options.target_precision, options.costs
     )
@@ -70,7 +73,7 @@ def _traffic(data: Data, models: Mapping[str, Scored], options: Options) -> dict
     pair: Sequence[str] | None = options.traffic_models
     if pair and not set(pair) <= set(models):
         pair = ()  # one of them could not be evaluated
-    labelled = [*data.test, *(data.audit.articles if data.audit else [])]
+    labelled = [*data.test, *(data.audit.articles if data.audit and data.audit.random else [])]
     section, files = sections.traffic_section(data.traffic, labelled, models, pair, options.audit, options.seed)
     for name, rows in files.items():
         write_json_lines(options.output / f"{name}.jsonl", rows)
@@ -100,7 +103,7 @@ def conclude(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def refresh_latency(output: Path, model: str, cpu_ms: float) -> bool:
-    """Write a latency measured after the evaluation into its results, and its choice and page anew.
+    """Add a latency measured after the evaluation to its results, and write its choice and page again.
 
     Returns whether ``output`` has results of this model. Results of an earlier version are left alone.
     """

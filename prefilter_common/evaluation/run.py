@@ -72,7 +72,11 @@ class Options:
 def evaluate_each(
     directories: Sequence[Path], data: Data, options: Options
 ) -> tuple[dict[str, Scored], dict[str, dict[str, Any]]]:
-    """Run every model: its scores, where it has some, and its row of the results, which may be an ``error``."""
+    """Run every model and write its predictions.
+
+    Returns its scores, where it has some, and its row of the results, which may be an ``error``. Raises OSError where
+    the predictions cannot be written, which is no fault of the model: results of an earlier run are not replaced then.
+    """
     models, rows = {}, {}
     for number, directory in enumerate(directories, start=1):
         log.info(f"model {number}/{len(directories)}: {directory}")
@@ -83,11 +87,15 @@ def evaluate_each(
             log.error(f"{directory.name}: {summary_of(error)}")
             log.debug("", exc_info=True)
             rows[directory.name] = {"error": f"{type(error).__name__}: {error}"}
+        else:
+            if is_main_process():
+                path = options.output / "predictions" / f"{directory.name}.jsonl"
+                write_predictions(path, data.test, models[directory.name].scores)
     return models, rows
 
 
 def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, dict[str, Any]]:
-    """Run one model on all articles; write its predictions and operating points.
+    """Run one model on all articles; write its operating points.
 
     Returns its scores and its row of the results, which is empty except in the main process.
     """
@@ -123,7 +131,6 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, dic
             "device": str(getattr(scorer.engine, "device", "cpu")),
             "max_length": contract.max_length,
         }
-        write_predictions(options.output / "predictions" / f"{directory.name}.jsonl", data.test, model.scores)
     wait_for_all()
     del scorer
     free_memory()

@@ -16,8 +16,8 @@ from prefilter_common.evaluation.slices import (
     token_slices,
     worst_slice,
 )
-from prefilter_common.evaluation.traffic.coverage import distinct_texts, uncovered, uncovered_share
-from prefilter_common.evaluation.traffic.flags import compare_traffic, flag_rates, traffic_slices
+from prefilter_common.evaluation.traffic.coverage import distinct_texts, uncovered
+from prefilter_common.evaluation.traffic.flags import compare_traffic, flag_rates, main_language, traffic_slices
 from prefilter_common.evaluation.traffic.labelling import LabelRow, audit_sample, review_queue
 from prefilter_common.statistics.calibration import calibration_summary
 from prefilter_common.statistics.metrics import metrics_with_intervals, threshold_metrics
@@ -63,7 +63,7 @@ class Scored:
 
     @property
     def decisions(self) -> np.ndarray:
-        """(n,) bool: called commerce at the default threshold."""
+        """(n,) bool: flagged at the default threshold."""
         return self.scores >= self.threshold
 
 
@@ -106,14 +106,15 @@ def traffic_section(
     Every text counts once, however often it occurs; only flag rates are shares of all articles.
 
     Args:
-        labelled: test articles and those of an audit, which say what is covered.
+        labelled: test articles, and those of an audit that is a random sample, which say what is covered.
         pair: names the two models to compare; None compares every two, and an empty one none.
         audit: how many flagged and unflagged articles to draw for each model, or None.
     """
     first, copies = distinct_texts(traffic)
     texts = [traffic[i] for i in first.tolist()]
     scores = {name: model.traffic[first] for name, model in models.items() if model.traffic is not None}
-    slices = traffic_slices(texts)
+    main = main_language(texts)
+    slices = traffic_slices(texts, main)
     pairs = []
     for a, b in combinations(scores, 2) if pair is None else [pair] if pair else []:
         log.info(f"traffic: {a} against {b}")
@@ -127,14 +128,15 @@ def traffic_section(
         files[f"review_queue_{name}"] = review_queue(texts, copies, scores[name], gaps, disputed, seed)
         if audit:
             files[f"audit_{name}"] = audit_sample(texts, copies, scores[name], models[name].threshold, audit, seed)
-    gaps_of_test = uncovered(traffic, labelled)
+    gaps_of_test, uncovered_share = uncovered(traffic, labelled)
     section = {
         "n_articles": len(traffic),
         "n_distinct": len(texts),
+        "main_language": main,
         "flag_rates": {name: flag_rates(scores[name], models[name].thresholds, copies) for name in scores},
         "pairs": pairs,
         "uncovered": gaps_of_test,
-        "uncovered_share": uncovered_share(gaps_of_test),
+        "uncovered_share": uncovered_share,
         "review_queue": {name: len(files[f"review_queue_{name}"]) for name in scores},
         "audit": {name: len(files[f"audit_{name}"]) for name in scores} if audit else {},
     }

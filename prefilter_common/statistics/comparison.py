@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
-from scipy.stats import binom, binomtest, norm
+from scipy.special import bdtr
+from scipy.stats import binom, norm
 
 from prefilter_common.articles import COMMERCE
 from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
@@ -47,7 +48,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
     Articles that both get right or both get wrong say nothing about which is better, so this is the binomial test on
     the rest. 1.0 where there are none.
     """
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -94,7 +95,7 @@ def _f1_gap(journalism: np.ndarray, commerce: np.ndarray) -> np.ndarray:
     return f1([2, 3]) - f1([1, 3])
 
 
-def articles_needed(only_a: int, only_b: int, n: int, alpha: float = ALPHA) -> int | None:
+def articles_to_tell_apart(only_a: int, only_b: int, n: int, alpha: float = ALPHA) -> int | None:
     """How many articles would show the difference seen on these ``n`` with a power of 80 %.
 
     The sample size of McNemar's test (Miettinen 1968; Connor 1987). None where both are right equally often.
@@ -143,7 +144,7 @@ def compare_with_best(
 
     Args:
         labels: (n,) 0 or 1.
-        decisions: model -> (n,) bool, called commerce.
+        decisions: model -> (n,) bool, flagged.
         f1: model -> F1 of those decisions.
     """
     if not decisions:
@@ -163,7 +164,7 @@ def compare_with_best(
         # A model may have the higher F1 and yet be right less often.
         better = bool(adjusted[i] < ALPHA) and gap > 0 and only_best[i] > only_this[i]
         told = better or only_best[i] < only_this[i]
-        needed = None if told else articles_needed(only_best[i], only_this[i], n, ALPHA / len(others))
+        needed = None if told else articles_to_tell_apart(only_best[i], only_this[i], n, ALPHA / len(others))
         rows[name] = {
             "f1_difference": gap,
             "f1_difference_interval": interval,
@@ -176,11 +177,11 @@ def compare_with_best(
             "articles_needed": needed,
             "verdict": "",
         }
-        rows[name]["verdict"] = _verdict(best, name, rows[name], n)
+        rows[name]["verdict"] = _verdict_on_f1(best, name, rows[name], n)
     return {"best": best, "n_articles": n, "models": rows}
 
 
-def _verdict(best: str, name: str, row: ModelComparison, n: int) -> str:
+def _verdict_on_f1(best: str, name: str, row: ModelComparison, n: int) -> str:
     if row["best_is_better"]:
         low, high = row["f1_difference_interval"]
         points = f"{100 * row['f1_difference']:.1f} points of F1, 95 % {100 * low:.1f} to {100 * high:.1f}"

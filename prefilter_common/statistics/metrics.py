@@ -60,7 +60,7 @@ def classification_metrics(labels: np.ndarray, scores: np.ndarray, threshold: fl
 
     Args:
         labels: (n,) 0 or 1.
-        scores: (n,) P(commerce); an article is called commerce at ``threshold`` or above.
+        scores: (n,) P(commerce); an article is flagged at ``threshold`` or above.
 
     Returns:
         Fractions in [0, 1]; ``confusion_matrix`` has rows true, columns predicted, journalism first.
@@ -104,7 +104,7 @@ def counts_at(labels: np.ndarray, scores: np.ndarray, thresholds: np.ndarray) ->
 
 
 def f1_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
-    """F1 of commerce at one threshold; 0 where nothing is commerce and nothing is called commerce."""
+    """F1 of commerce at one threshold; 0 where nothing is commerce and nothing is flagged."""
     tp, fp, fn, _ = counts_at(labels, scores, np.array([threshold]))
     return float(2 * tp[0] / max(2 * tp[0] + fp[0] + fn[0], 1))
 

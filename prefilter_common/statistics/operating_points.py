@@ -48,7 +48,8 @@ def _shown_precision(
     as one (Angelopoulos et al. 2021, "Learn then test"). A threshold passes where the lower limit of the interval of
     its precision reaches the target. The sequence has one threshold below each commerce score, and begins where the
     target could be shown if no journalism were flagged; both depend on the commerce scores alone, hence not on the
-    false alarms that are tested.
+    false alarms that are tested. Where the true precision is just below the target at every threshold, 1.6 to 2.4 % of
+    simulated validation sets pass one: the limit is that of a two-sided 95 % interval, half of the 5 % allowed.
     """
     commerce = np.unique(scores[labels == COMMERCE])[::-1]
     sequence = candidates[np.searchsorted(candidates, commerce, side="right") - 1]

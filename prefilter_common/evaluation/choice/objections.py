@@ -1,6 +1,7 @@
 """What stands against shipping the model that the figures favour, and which labels would settle it."""
 
 from collections.abc import Iterator, Mapping, Set
+from pathlib import PurePath
 from typing import Any, TypedDict
 
 from prefilter_common.evaluation.traffic.coverage import CROSSED
@@ -46,7 +47,7 @@ def objections_to(
     """All of them; empty where the favourite may be shipped."""
     return [
         *_unexplained(favourite, names, assessed, comparison, traffic, audit, queues),
-        *_not_covered(favourite, traffic, queues),
+        *_not_covered(favourite, traffic, audit, queues),
     ]
 
 
@@ -60,49 +61,85 @@ def _unexplained(
         (other,) = (name for name in pair["models"] if name != favourite)
         point = pair["points"][DEFAULT]
         part = point["worst_slice"]
-        needed = min(DISPUTED_NEEDED, point["only_first"] + point["only_second"])
-        if _labelled(audit, pair["models"]) >= needed:
-            continue  # the audit has said which of the two is right
+        row = _row_of(point, part)
+        needed = min(DISPUTED_NEEDED, row["only_first"] + row["only_second"])
+        labelled = _labelled(audit, pair["models"])
+        better, n_labelled = labelled["better"], _in_part(labelled, part)
+        # Either the labels show that the favourite is right more often, or there are enough of them where the two
+        # differ most, and neither is shown to be: then the figures decide.
+        if better == favourite or (better is None and n_labelled >= needed):
+            continue
         worse = assessed[other]["tier"] == "none" or _worse(comparison, favourite, other)
-        if worse and _is_covered(part, traffic):
+        if better is None and worse and _is_covered(part, traffic):
             continue  # the labelled articles explain it
-        fewer, more = sorted(pair["models"], key=lambda name: _rate(pair, point, part, name))
-        where = f" in {part}" if part else ""
-        suspect = (
-            f"{point['verdict']}. Either {fewer} misses commerce{where} or {more} blocks journalism there; "
-            "the labelled articles do not say which"
-        )
         file = queues.get(favourite)
-        remedy = (
-            f'label at least {needed} of the articles marked "models disagree"{where} in {file or "a review queue"}, '
-            f"then run the same command with --audited {file or 'FILE'}"
-        )
-        yield {"suspect": suspect, "remedy": remedy, "part": part, "to_label": needed, "file": file}
+        where = f" in {part}" if part else ""
+        if better == other:
+            misses = ", ".join(assessed[other]["misses"]["minimum"])
+            suspect = f"{point['verdict']}, and by the labelled articles {other} is right more often"
+            suspect += f", though it misses the minimum for {misses}" if misses else ""
+            remedy = "add the labelled articles to the training articles, and train both models again"
+        else:
+            fewer, more = sorted(pair["models"], key=lambda name: row["rates"][pair["models"].index(name)])
+            suspect = (
+                f"{point['verdict']}. Either {fewer} misses commerce{where} or {more} blocks journalism there; "
+                "the labelled articles do not say which"
+            )
+            source = f'articles marked "models disagree"{where} in {file or "a review queue"}'
+            remedy = (
+                f"label at least {needed - n_labelled} {'more ' if n_labelled else ''}of the {source}; {_then(file)}"
+            )
+        to_label = max(needed - n_labelled, 0)
+        yield {"suspect": suspect, "remedy": remedy, "part": part, "to_label": to_label, "file": file}
 
 
-def _not_covered(favourite: str, traffic: Mapping | None, queues: Mapping[str, str]) -> Iterator[Objection]:
+def _not_covered(
+    favourite: str, traffic: Mapping | None, audit: Mapping | None, queues: Mapping[str, str]
+) -> Iterator[Objection]:
     if not traffic or traffic["uncovered_share"] <= MOST:
         return
+    audited = (audit or {"models": {}})["models"].get(favourite)
+    if audited and audited["enough"]:
+        return  # a random sample of the whole traffic was labelled, whatever the test set lacks
     gaps = sorted((gap for gap in traffic["uncovered"] if gap["by"] == CROSSED), key=lambda gap: -gap["n_traffic"])
-    largest, file = gaps[0], queues.get(favourite)
+    file = queues.get(favourite)
     named = "; ".join(
         f"{gap['to_label']} of {gap['value']} ({gap['traffic_share']:.0%} of the traffic)" for gap in gaps[:5]
     )
+    suspect = (
+        f"{traffic['uncovered_share']:.0%} of the traffic is in languages and lengths that the labelled articles do "
+        "not cover; "
+    )
+    if gaps:
+        suspect += f"the largest part is {gaps[0]['value']}; the test set {gaps[0]['lacks']}"
+    else:
+        suspect += "each of them is less than 1% of it"
+    add = f"add articles of both labels to the test set, at least {named}; or " if gaps else ""
     yield {
-        "suspect": f"{traffic['uncovered_share']:.0%} of the traffic is in languages and lengths that the labelled "
-        f"articles do not cover; the largest part is {largest['value']}; the test set {largest['lacks']}",
-        "remedy": f"label articles of both kinds: at least {named}; add them to the test set, or label them in "
-        f"{file or 'a review queue'} and run the same command with --audited {file or 'FILE'}",
-        "part": f"{largest['by']} {largest['value']}",
-        "to_label": largest["to_label"],
+        "suspect": suspect,
+        "remedy": f"{add}label all articles that --audit draws, or all of {file or 'a review queue'}; {_then(file)}",
+        "part": f"{CROSSED} {gaps[0]['value']}" if gaps else None,
+        "to_label": gaps[0]["to_label"] if gaps else 0,
         "file": file,
     }
 
 
-def _labelled(audit: Mapping | None, names: list[str]) -> int:
-    """How many labelled articles the two decide differently."""
+def _then(file: str | None) -> str:
+    """How to give the labels back: the same command replaces the files of its own output folder."""
+    name = PurePath(file).name if file else "FILE"
+    return f"move the labelled file out of the results folder, and run the same command with --audited {name}"
+
+
+def _labelled(audit: Mapping | None, names: list[str]) -> Mapping[str, Any]:
+    """What the labelled articles say of the two."""
+    none: dict[str, Any] = {"better": None, "n_disputed": 0, "disputed_by_slice": {}}
     pairs = (audit or {"pairs": []})["pairs"]
-    return next((pair["n_disputed"] for pair in pairs if set(pair["models"]) == set(names)), 0)
+    return next((pair for pair in pairs if set(pair["models"]) == set(names)), none)
+
+
+def _in_part(labelled: Mapping[str, Any], part: str | None) -> int:
+    """How many of the labelled articles that the two decide differently are in a part, or in all."""
+    return labelled["n_disputed"] if part is None else labelled["disputed_by_slice"].get(part, 0)
 
 
 def _worse(comparison: Mapping | None, favourite: str, other: str) -> bool:
@@ -117,7 +154,6 @@ def _is_covered(part: str | None, traffic: Mapping[str, Any] | None) -> bool:
     return part not in gaps and not (crossed and any(gap.startswith(CROSSED) for gap in gaps))
 
 
-def _rate(pair: Mapping, point: Mapping, part: str | None, name: str) -> float:
-    """How much of the part, or of all, the named model flags."""
-    row = next((row for row in point["slices"] if f"{row['by']} {row['value']}" == part), point)
-    return row["rates"][pair["models"].index(name)]
+def _row_of(point: Mapping, part: str | None) -> Mapping[str, Any]:
+    """Flag rates and differing decisions of the part, or of all."""
+    return next((row for row in point["slices"] if f"{row['by']} {row['value']}" == part), point)

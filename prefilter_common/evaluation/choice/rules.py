@@ -28,8 +28,9 @@ def choose(
     The other points are ignored: picking among them by their test figures would be tuning on the test set. Figures of
     an audit go before those of the test set. Several meet the targets: the fastest, unless they differ on the traffic.
     Otherwise, of those that meet the minimum, the one with the highest precision, since blocking journalism is worse
-    than letting commerce through. None does: the reason says so. A latency that was not measured counts as met, and the
-    reason says so too. Nothing is selected while ``objections`` stand against the favourite.
+    than letting commerce through; of equally precise ones that with the highest F1, and speed decides only between
+    models that do not differ on the traffic. None does: the reason says so. A latency that was not measured counts as
+    met, and the reason says so too. Nothing is selected while ``objections`` stand against the favourite.
 
     Args:
         models: name -> ``operating_points`` (name -> metrics with ``intervals``), ``cpu_ms`` (mean milliseconds per
@@ -57,14 +58,17 @@ def choose(
             "selected": None, "operating_point": None, "favourite": None, "tier": "none", "shown": False,
             "reason": _none_reason(candidates), "objections": [], "cautions": [], **result,
         }  # fmt: skip
-    targets = [c for c in passing if c["tier"] == "target"]
-    apart = differing(traffic, {c["model"] for c in targets})
-    if targets and not apart:
-        best = min(targets, key=lambda c: (_ms(c), -c["precision"], -c["f1"]))
+    rivals = [c for c in passing if c["tier"] == "target"] or passing
+    apart = bool(differing(traffic, {c["model"] for c in rivals}))
+    by_speed = rivals[0]["tier"] == "target" and not apart and any(c["cpu_ms"] is not None for c in rivals)
+    if by_speed:
+        best = min(rivals, key=lambda c: (_ms(c), -c["precision"], -c["f1"]))
     else:
-        best = min(targets or passing, key=lambda c: (-c["precision"], -c["f1"], _ms(c)))
+        # Speed says nothing of models that differ on the traffic, not even between equally good ones.
+        best = min(rivals, key=lambda c: (-c["precision"], -c["f1"], 0 if apart else _ms(c)))
     objections = objections_to(best["model"], set(models), assessed, comparison, traffic, audit, queues or {})
-    reason = _reason(best, [c["model"] for c in targets], len(passing), len(models), bool(apart))
+    better_than = [name for name in models if name in beaten and assessed[name]["tier"] != "none"]
+    reason = _reason(best, rivals, [] if best["model"] in beaten else better_than, len(models), by_speed)
     return {
         "selected": None if objections else best["model"],
         "operating_point": None if objections else best["operating_point"],
@@ -79,11 +83,11 @@ def choose(
 
 
 def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A model's figures, and which criteria they meet; the audit's where it has precision and recall."""
+    """A model's figures, and which criteria they meet; the audit's where it has 20 articles, precision and recall."""
     metrics = model["operating_points"][DEFAULT]
     source, intervals = "test", dict(metrics["intervals"])
     values = {key: metrics[key] for key in MEASURES}
-    if audited and None not in (audited["precision"], audited["recall"]):
+    if audited and audited["enough"] and None not in (audited["precision"], audited["recall"]):
         source = "audit"
         values = {key: audited[key] for key in MEASURES}
         # No interval of F1 is estimated: it lies between the two that it is made of.
@@ -117,18 +121,28 @@ def _figures(c: dict) -> str:
     return f"precision {c['precision']:.1%}, recall {c['recall']:.1%}, F1 {c['f1']:.1%}, {latency}"
 
 
-def _reason(best: dict, targets: Sequence[str], n_passing: int, n_models: int, apart: bool) -> str:
+def _reason(best: dict, rivals: Sequence[dict], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
     source = "" if best["source"] == "test" else " in the audit"
+    lead = _lead(best, rivals, beaten, n_models, by_speed)
     where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)}{source})"
     if best["tier"] == "target":
-        others = "" if n_models == 1 else " and is the only one that does"
-        if len(targets) > 1:
-            by = "has the highest precision" if apart else "is the fastest"
-            others = f" and {by} of the {len(targets)} that do"
-        return f"{where} meets every target that was measured{others}."
+        return f"{where} meets every target that was measured{lead}."
     missed = ", ".join(_shown(key) for key in best["misses"]["target"])
-    others = f"; of the {n_passing} that do it has the highest precision" if n_passing > 1 else ""
-    return f"{where} meets the minimum, though not the target for {missed}{others}."
+    return f"{where} meets the minimum{lead}, though not the target for {missed}."
+
+
+def _lead(best: dict, rivals: Sequence[dict], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
+    """What sets it apart from the others that meet as much."""
+    if len(rivals) == 1 and beaten:
+        return f" and by the labelled articles is right more often than {', '.join(beaten)}"
+    if len(rivals) == 1:
+        return "" if n_models == 1 else " and is the only one that does"
+    others = [c for c in rivals if c is not best]
+    if by_speed:
+        return f" and is the fastest of the {len(rivals)} that do"
+    if all(c["precision"] < best["precision"] for c in others):
+        return f" and has the highest precision of the {len(rivals)} that do"
+    return f" and none of the {len(rivals)} that do has a higher precision"
 
 
 def _none_reason(candidates: list[dict]) -> str:
@@ -150,7 +164,7 @@ def _cautions(best: dict, model: Mapping, traffic: Mapping | None, audit: Mappin
             )
     if not traffic:
         cautions.append("it was judged on test articles only: pass --traffic with recent articles of your own")
-    elif not audit:
+    elif not audit or not audit["models"]:
         cautions.append("its precision in production was not measured: draw a sample with --audit, and label it")
     if best["cpu_ms"] is None:
         cautions.append(

@@ -1,6 +1,6 @@
 """A labelled sample of the traffic -> what each model does in production, with intervals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -11,24 +11,35 @@ import numpy as np
 from prefilter_common.articles import COMMERCE, Article, labels_of, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import MIN_ARTICLES, Slice, article_slices, crossed_slices
+from prefilter_common.evaluation.traffic.flags import traffic_slices
 from prefilter_common.statistics.comparison import ALPHA, mcnemar
 from prefilter_common.statistics.metrics import CONFIDENCE
 from prefilter_common.statistics.survey import Production, Sample, production
 
 KEYS = ("stratum", "stratum_size", "copies", "why")
+# With a larger share missing, the labels are a selection, and say nothing of the traffic as a whole.
+MAX_MISSING = 0.02
 
 
 @dataclass(frozen=True)
 class Audit:
     """The labelled articles of a sample; ``sample`` weights them, ``kind`` (n,) says why each was drawn.
 
-    ``unlabelled`` is the share of the traffic in strata of which no article was labelled.
+    ``unlabelled`` is the share of the traffic in strata of which no article was labelled, ``skipped`` the share of the
+    rows without a label before the last one with a label: the rows of each kind are in random order, so labels from the
+    first row on are a random sample, and labels picked out are not.
     """
 
     articles: list[Article]
     sample: Sample
     kind: np.ndarray
     unlabelled: float
+    skipped: float
+
+    @property
+    def random(self) -> bool:
+        """Whether the labels are a random sample of the whole traffic, nearly without gaps."""
+        return max(self.unlabelled, self.skipped) <= MAX_MISSING
 
 
 def read_audit(path: Path) -> Audit:
@@ -42,8 +53,8 @@ def read_audit(path: Path) -> Audit:
                 "label a file that --audit or --traffic wrote, and leave its other keys alone"
             )
     labelled = [row for row in rows if row.label is not None]
-    if len(np.unique([row.label for row in labelled])) < 2:
-        raise InputError(f'{path}: needs articles of both labels; fill in "label": 0 (journalism) or 1 (commerce)')
+    if not labelled:
+        raise InputError(f'{path}: no article has a label; fill in "label": 0 (journalism) or 1 (commerce)')
     sizes = {row.extra["stratum"]: row.extra["stratum_size"] for row in rows}
     strata = sorted({row.extra["stratum"] for row in labelled})
     sample = Sample(
@@ -53,37 +64,62 @@ def read_audit(path: Path) -> Audit:
     )
     kinds = sorted({row.extra["why"] for row in labelled})
     kind = np.array([kinds.index(row.extra["why"]) for row in labelled])
-    return Audit(labelled, sample, kind, 1 - sum(map(sizes.__getitem__, strata)) / sum(sizes.values()))
+    unlabelled = 1 - sum(map(sizes.__getitem__, strata)) / sum(sizes.values())
+    return Audit(labelled, sample, kind, unlabelled, _skipped(rows))
+
+
+def _skipped(rows: Sequence[Article]) -> float:
+    skipped = reached = 0
+    for why in {row.extra["why"] for row in rows}:
+        answered = [row.label is not None for row in rows if row.extra["why"] == why]
+        last = max((i for i, known in enumerate(answered, start=1) if known), default=0)
+        reached += last
+        skipped += last - sum(answered)
+    return skipped / reached
 
 
 def audit_section(
-    audit: Audit, scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float], seed: int
+    audit: Audit, scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float], main: str, seed: int
 ) -> dict[str, Any]:
     """Precision, recall and false-positive rate in production, of the whole and by slice, and who is right.
+
+    ``models`` is empty where the labels are no random sample of the traffic; who is right where two models differ can
+    be told all the same.
 
     Args:
         scores: model -> (n,) P(commerce) of the labelled articles.
         thresholds: model -> its default threshold.
+        main: the traffic's main language, by which ``traffic_slices`` names its slices.
     """
     commerce = labels_of(audit.articles) == COMMERCE
     flags = {name: found >= thresholds[name] for name, found in scores.items()}
     parts = [part for part in article_slices(audit.articles) if part.by != "source"]
     parts += crossed_slices(audit.articles)
+    named = traffic_slices(audit.articles, main)
     return {
         "n_labelled": len(audit.articles),
         "n_commerce": int(commerce.sum()),
+        "random_sample": audit.random,
         "unlabelled_share": audit.unlabelled,
+        "skipped_share": audit.skipped,
         "models": {
             name: {
                 **_of(audit, commerce, flagged, None, seed),
-                "slices": [
-                    {"by": part.by, "value": part.value, **_of(audit, commerce, flagged, part, seed)} for part in parts
-                ],
+                "slices": _by_slice(audit, commerce, flagged, parts, seed),
             }
             for name, flagged in flags.items()
+            if audit.random
         },
-        "pairs": [_pair(audit, commerce, flags, pair) for pair in combinations(flags, 2)],
+        "pairs": [_pair(audit, commerce, flags, pair, named) for pair in combinations(flags, 2)],
     }
+
+
+def _by_slice(
+    audit: Audit, commerce: np.ndarray, flagged: np.ndarray, parts: Sequence[Slice], seed: int
+) -> list[dict[str, Any]]:
+    """The slices in which the most journalism is blocked first, and those too small to judge last."""
+    rows = [{"by": part.by, "value": part.value, **_of(audit, commerce, flagged, part, seed)} for part in parts]
+    return sorted(rows, key=lambda row: (not row["enough"], -(row["false_positive_rate"] or 0.0), -row["n"]))
 
 
 def _of(audit: Audit, commerce: np.ndarray, flagged: np.ndarray, part: Slice | None, seed: int) -> dict[str, Any]:
@@ -101,13 +137,21 @@ def _of(audit: Audit, commerce: np.ndarray, flagged: np.ndarray, part: Slice | N
     }
 
 
-def _pair(audit: Audit, commerce: np.ndarray, flags: Mapping[str, np.ndarray], pair: tuple[str, str]) -> dict[str, Any]:
-    """Who is right where two models decide differently: McNemar's test on the labelled articles."""
+def _pair(
+    audit: Audit, commerce: np.ndarray, flags: Mapping[str, np.ndarray], pair: tuple[str, str], parts: Sequence[Slice]
+) -> dict[str, Any]:
+    """Who is right where two models decide differently: McNemar's test on the labelled articles.
+
+    A model is better where the test says so and the weights agree, since articles that only one of the two flags may
+    have been drawn more often than those that only the other does.
+    """
     first, second = (flags[name] == commerce for name in pair)
     only = int((first & ~second).sum()), int((second & ~first).sum())
     p = mcnemar(*only)
-    better = pair[int(only[1] > only[0])] if p < ALPHA else None
+    weighted = float((audit.sample.weights * (first.astype(int) - second)).sum())
+    agree = weighted * (only[0] - only[1]) > 0
+    better = pair[int(only[1] > only[0])] if p < ALPHA and agree else None
     disputed = flags[pair[0]] != flags[pair[1]]
-    by_slice = {part.name: int((disputed & part.members).sum()) for part in crossed_slices(audit.articles)}
+    by_slice = {part.name: int((disputed & part.members).sum()) for part in parts}
     return {"models": list(pair), "n_disputed": sum(only), "disputed_by_slice": by_slice, "only_first_right": only[0],
             "only_second_right": only[1], "p": p, "better": better, "confidence": CONFIDENCE}  # fmt: skip

@@ -8,13 +8,13 @@ import numpy as np
 from prefilter_common.articles import COMMERCE, Article
 from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, crossed_slices
 
-# A part of the traffic at least this large should be in the test set.
+# A part of the traffic at least this large is named when the test set lacks it.
 NOTABLE_SHARE = 0.01
 CROSSED = "language and length"
 
 
 class Gap(TypedDict):
-    """A part of the traffic without enough labelled articles; ``n_test`` counts audited articles too."""
+    """A part of the traffic without enough labelled articles; ``n_test`` counts those of an audit too."""
 
     by: str
     value: str
@@ -34,18 +34,21 @@ def distinct_texts(articles: Sequence[Article]) -> tuple[np.ndarray, np.ndarray]
     return first, counts
 
 
-def uncovered(traffic: Sequence[Article], labelled: Sequence[Article]) -> list[Gap]:
-    """Languages, lengths and their crossings that make up 1 % of the traffic or more, but cannot be judged.
+def uncovered(traffic: Sequence[Article], labelled: Sequence[Article]) -> tuple[list[Gap], float]:
+    """Languages, lengths and their crossings that cannot be judged: the labelled articles have fewer than 20 of them,
+    or only one of the two labels.
 
-    The labelled articles have fewer than 20 of them, or only one of the two labels.
+    Returns:
+        Those that make up 1 % of the traffic or more, and the share of the traffic in all such crossings of language
+        and length, however small: a hundred languages of which none reaches 1 % may be most of it.
     """
     tested = {part.name: part.members for part in [*article_slices(labelled), *crossed_slices(labelled)]}
     labels = np.array([a.label for a in labelled])
     found: list[Gap] = []
     for part in [*article_slices(traffic), *crossed_slices(traffic)]:
-        n = int(part.members.sum())
-        if part.by == "source" or n < NOTABLE_SHARE * len(traffic):
+        if part.by == "source":
             continue
+        n = int(part.members.sum())
         inside = labels[tested[part.name]] if part.name in tested else labels[:0]
         n_test, n_commerce = len(inside), int((inside == COMMERCE).sum())
         lacks = _lacks(n_test, n_commerce)
@@ -55,12 +58,8 @@ def uncovered(traffic: Sequence[Article], labelled: Sequence[Article]) -> list[G
                 "n_test": n_test, "n_test_commerce": n_commerce, "lacks": lacks,
                 "to_label": max(MIN_ARTICLES - n_test, 1),
             })  # fmt: skip
-    return found
-
-
-def uncovered_share(gaps: Sequence[Gap]) -> float:
-    """Share of the traffic in crossings of language and length that cannot be judged."""
-    return sum(gap["traffic_share"] for gap in gaps if gap["by"] == CROSSED)
+    share = sum(gap["n_traffic"] for gap in found if gap["by"] == CROSSED) / len(traffic)
+    return [gap for gap in found if gap["traffic_share"] >= NOTABLE_SHARE], share
 
 
 def _lacks(n: int, n_commerce: int) -> str:

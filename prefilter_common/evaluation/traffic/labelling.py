@@ -4,18 +4,20 @@ Both are stratified random samples. Each row names its stratum, the stratum's si
 drawn, so either, given back with labels, says what a model does to the whole traffic.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 
 from prefilter_common.articles import Article
+from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import length_and_language
 from prefilter_common.statistics.survey import allocate
 
 UNCERTAIN = (0.1, 0.9)
-# At most this many articles in a review queue, and how many of them for which reason.
-MAX_REVIEW = 500
+# At most this many articles of a review queue for each reason.
 QUOTAS = {"models disagree": 250, "uncertain": 150, "random": 100}
 # Disputed articles whose scores lie at least this far apart are drawn apart from the others.
 FAR_APART = 0.5
@@ -41,6 +43,25 @@ class LabelRow(TypedDict):
     stratum_size: int
     inclusion_probability: float
     copies: int
+
+
+def require_unlabelled(paths: Iterable[Path]) -> None:
+    """Raise InputError where a file that will be written contains labels, which are hours of work."""
+    for path in paths:
+        try:
+            rows = path.read_bytes().split(b"\n")
+        except OSError:
+            continue  # there is none
+        if any(map(_has_label, rows)):
+            raise InputError(f"{path}: contains labels, which this run would overwrite; move it out of {path.parent}")
+
+
+def _has_label(line: bytes) -> bool:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and row.get("label") is not None
 
 
 def audit_sample(
@@ -133,8 +154,3 @@ def _draw(
                 "copies": int(copies[i]),
             })  # fmt: skip
     return rows
-
-
-def sizes_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many rows there are for which reason."""
-    return {why: sum(row["why"] == why for row in rows) for why in dict.fromkeys(row["why"] for row in rows)}
