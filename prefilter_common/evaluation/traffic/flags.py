@@ -137,8 +137,8 @@ def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: 
     They differ beyond chance where McNemar's exact test of the articles flagged by only one of the two says so, of all
     articles at 0.025, or of a slice after Holm's correction for the number of slices, at 0.005; or where clearly less
     than a third of what either flags is flagged by both. Where all articles show a difference, a slice is named at
-    0.025, since that raises no further alarm; if none reaches that, the one that comes closest is named. ``p_adjusted``
-    is scaled so that 0.05 is the limit of each.
+    0.025, since that raises no further alarm; if none reaches that, one that would without the correction.
+    ``p_adjusted`` is scaled so that 0.05 is the limit of each.
     """
     whole, *parts = [Slice("all", "articles", np.ones(len(a), bool)), *slices]
     rows = [_flag_row(part, a, b) for part in (whole, *parts)]
@@ -148,12 +148,11 @@ def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: 
     rows[0]["p_adjusted"] = p_whole
     for row, p in zip(judged, holm(p_slices), strict=True):
         row["p_adjusted"] = min(float(p) / (NAMED if p_whole < ALPHA else SLICES_ALONE), 1.0)
-    # The lowest p first; with thousands of articles several can be 0.0, then the widest gap.
-    order = sorted(range(len(judged)), key=lambda i: (p_slices[i], -abs(judged[i]["difference"])))
-    different = [judged[i] for i in order if (judged[i]["p_adjusted"] or 0.0) < ALPHA]
-    # Where all articles show a difference and no slice does, the lowest p still says where to look.
-    suspects = different or ([judged[i] for i in order] if p_whole < ALPHA else [])
-    worst = next(iter(suspects), None)
+    different = [row for row in judged if (row["p_adjusted"] or 0.0) < ALPHA]
+    # Where all articles show a difference and no slice does, a slice that would alone still says where to look.
+    hints = [row for row, p in zip(judged, p_slices, strict=True) if p < ALPHA] if p_whole < ALPHA else []
+    # Not the lowest p, which is that of the largest slice: the widest gap is that of the most specific one.
+    worst = max(different or hints, key=lambda row: abs(row["difference"]), default=None)
     both, either = int((a & b).sum()), int((a | b).sum())
     apart = bool(wilson(both, either, OVERLAP_CONFIDENCE)[1] < LEAST_OVERLAP)
     compared = {
