@@ -49,6 +49,7 @@ class Score:
     """The rows appear all of them or none."""
 
     def __init__(self, models_dir, articles):
+        from prefilter_common.models import checkpoints  # noqa: F401 - before the forks
         from prefilter_common.scoring import streaming
 
         streaming.CHUNK = 2
@@ -68,7 +69,7 @@ class Convert:
     """An engine's folder inside a copy of the model directory."""
 
     def __init__(self, models_dir, articles):
-        import onnx  # noqa: F401 - before the forks
+        import onnx  # noqa: F401
 
         from prefilter_common.models import checkpoints  # noqa: F401
         from prefilter_common.scoring import conversion

@@ -152,6 +152,7 @@ class Exhausted(torch.nn.Module):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
+@pytest.mark.slow
 def test_exhausted_gpu_memory_is_one_line_with_the_flag_to_change(trained, data_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("prefilter_common.scoring.engines.log_odds_module", lambda model: Exhausted())
     models, test = shutil.copytree(trained, tmp_path / "models"), data_dir / "test.jsonl"
