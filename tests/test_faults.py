@@ -221,13 +221,14 @@ def test_benchmark(tmp_path, trained, data_dir, capsys, error, monkeypatch):
         shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
         shutil.copytree(trained / "tiny", tmp_path / "tiny")
 
-    for code in every_step(tmp_path, error, run, prepare):
+    for number, code in enumerate(every_step(tmp_path, error, run, prepare)):
         check_end(code, capsys)
         folder = tmp_path / "tiny" / "onnxruntime-fp32"
         assert not folder.exists() or is_current(folder)
         for path in tmp_path.rglob("*.json"):
             json.loads(path.read_text(encoding="utf-8"))
-        assert run() == 0 and is_current(folder)
+        if number % 5 == 0:  # each costs a second run
+            assert run() == 0 and is_current(folder)
 
 
 def test_kept_directories_follow_no_link(tmp_path):
