@@ -20,7 +20,6 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +37,7 @@ from prefilter_common.cli import (
 )
 from prefilter_common.errors import InputError
 from prefilter_common.files import require_files, write_json
-from prefilter_common.models.directory import model_directories, write_recommendation
+from prefilter_common.models.directory import RECOMMENDATION_FILE, model_directories, write_recommendation
 from prefilter_common.scoring.engines import ENGINES, EngineName
 
 if TYPE_CHECKING:
@@ -50,63 +49,35 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     configure_logging()
     directory = args.model or only_model()
-    name = f"benchmark_{directory.name}" + ("" if args.device == "cpu" else f"_{args.device}")
-    results, plot = args.output / f"{name}.json", args.output / f"{name}.png"
-    require_files(results, plot)
+    results, plot = outputs_of(args, directory)
     # Not at the top: every worker process imports this script, and its memory must be its engine's own.
     from prefilter_common.benchmark import run
-    from prefilter_common.benchmark.report import card, picture, report
-    from prefilter_common.benchmark.rows import latency_verdict, name_of, recommend
+    from prefilter_common.benchmark.report import card, conclude, picture, report
     from prefilter_common.runinfo import run_info
 
     data, files = load_data(args)
     options = options_of(args)
     provenance = run_info(argv, files)
-    conditions = run.conditions_of(options)
+    machine = run.conditions_of(options)
     reference = run.take_reference(directory, data, options)
-    contract = reference.contract
-    readings = run.readings_of(contract, options)
-    run.store_two_pass(directory, contract.two_pass)
+    conditions = {**machine, **run.articles_of(reference, data)}
+    readings = run.readings_of(reference.contract, options)
+    run.store_two_pass(directory, reference.contract.two_pass)
     with ExitStack() as stack:
         workers, skipped = run.open_workers(directory, data, options, stack)
-        configurations = run.to_compare(list(workers), readings, contract.max_length, options)
-        conditions |= {
-            "mean_tokens": round(float(reference.n_tokens.mean()), 1),
-            "max_tokens": int(reference.n_tokens.max()),
-            "timed_articles": len(data.timed),
-        }
+        configurations = run.to_compare(list(workers), readings, reference.contract.max_length, options)
         print(card(directory, conditions, provenance), flush=True)
-        rates = conditions["matrix_gflops"]
+        rates = machine["matrix_gflops"]
         rows, rates = run.measure(directory, configurations, workers, reference, data, rates, options)
-    if 2 in options.passes and not contract.two_pass:
-        skipped["two passes"] = reference.two_pass_note["reason"]
-    conditions["matrix_gflops"] = rates
-    best = recommend(rows)
-    result = {
-        "model": directory.name,
-        "conditions": conditions,
-        "tolerance": asdict(options.tolerance),
-        "two_pass": contract.two_pass and asdict(contract.two_pass),
-        "two_pass_on_validation": reference.two_pass_note,
-        "recommended": name_of(best),
-        "verdict": latency_verdict(best["avg_ms"]),
-        "rows": rows,
-        "skipped": skipped,
-    }
+    conditions = {**conditions, "matrix_gflops": rates}
+    result, summary = conclude(directory.name, rows, reference, conditions, skipped, options)
     write_json(results, {**result, "run": provenance})
     picture(plot, result)
-    summary = {
-        "model": directory.name,
-        "n_samples": len(data.timed),
-        **best,
-        "verdict": result["verdict"],
-        **conditions,
-    }
     if options.device == "cpu":
         write_recommendation(directory, {**summary, "run": provenance})
         from prefilter_common.evaluation.results import refresh_latency
 
-        refresh_latency(args.output, directory.name, best["avg_ms"])
+        refresh_latency(args.output, directory.name, summary["avg_ms"])
     print(report(result))
     print(json.dumps(summary, separators=(",", ":")))
     return 0
@@ -174,6 +145,16 @@ def only_model() -> Path:
     if len(found) > 1:
         raise InputError(f"models/ contains several models; name one: {' '.join(f'--model {path}' for path in found)}")
     return found[0]
+
+
+def outputs_of(args: argparse.Namespace, directory: Path) -> tuple[Path, Path]:
+    """The results file and the picture. Raises InputError unless all that will be written can be."""
+    name = f"benchmark_{directory.name}" + ("" if args.device == "cpu" else f"_{args.device}")
+    results, plot = args.output / f"{name}.json", args.output / f"{name}.png"
+    require_files(results, plot)
+    if args.device == "cpu" and directory.is_dir():
+        require_files(directory / RECOMMENDATION_FILE)
+    return results, plot
 
 
 def load_data(args: argparse.Namespace) -> "tuple[Data, dict[str, Path]]":

@@ -171,7 +171,8 @@ def _require_writable(path: Path) -> None:
     """Raise InputError unless something can be created beside ``path`` under a longer name; leaves nothing behind.
 
     It is created and removed again, since no rule about permissions, links and names would be complete; inside a folder
-    of a random name, so that processes that check the same path do not meet.
+    of a random name, so that processes that check the same path do not meet. A process that is killed in between leaves
+    that folder, hidden and empty.
     """
     with _named_errors(path):
         for link in (path, *path.parents):

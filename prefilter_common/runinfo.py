@@ -108,6 +108,16 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def peak_gpu_memory() -> str:
+    """Such as " (15.5 of 16.0 GiB allocated at the peak)", for a message; empty without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    allocated, total = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.mem_get_info()[1] / 2**30
+    return f" ({allocated:.1f} of {total:.1f} GiB allocated at the peak)"
+
+
 def peak_memory_mib() -> float:
     """The peak resident memory of this process so far, in MiB."""
     try:

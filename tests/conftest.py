@@ -6,6 +6,9 @@ from functools import partial
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+# Read when torch is imported, here and in the processes that tests start. On models this small a second thread mostly
+# waits for the first, and where both workers of xdist have one per core, ten times as long as the arithmetic takes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

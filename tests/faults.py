@@ -1,6 +1,8 @@
 """A file system that fails, or a process that is killed, at the n-th step that changes a folder.
 
-Python tells an audit hook of every such step before it is taken, whichever library takes it; the hook can only raise.
+Python tells an audit hook of every such step that goes through its own functions, before it is taken; the hook can only
+raise. What a library writes natively is not seen: the weights (safetensors), the optimiser (torch.save) and converted
+models (OpenVINO, ONNX). The kills at random moments in ``killed_runs`` cover those.
 """
 
 import os

@@ -9,6 +9,7 @@ from conftest import call, write_jsonl
 
 import benchmark_inference
 from prefilter_common.benchmark import rows as benchmark
+from prefilter_common.benchmark.timing import Single, Worker
 from prefilter_common.files import write_json
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import TwoPass
@@ -58,25 +59,35 @@ def test_the_rows_the_files_and_the_last_line(run, model, capsys, tmp_path):
         assert row["tokenize"]["avg_ms"] + row["forward"]["avg_ms"] == pytest.approx(row["avg_ms"], abs=0.01)
         assert set(row["articles_per_second"]) == {"1", "8"} and row["disk_mib"] > 0.1 and row["load_s"] > 0
         assert 20 < row["peak_memory_mib"] <= row["peak_memory_bulk_mib"]
-        assert 0 < row["share_of_bound"] < 1 and row["gflop_per_article"] > 0
+        assert row["share_of_bound"] > 0 and row["gflop_per_article"] > 0
         low, high = row["relative_speed_rounds"]
         assert low - 0.01 <= row["relative_speed"] <= high + 0.01
     assert onnx["peak_memory_mib"] < reference["peak_memory_mib"] / 2  # it needs no torch
-    assert result["conditions"]["threads"] == 1 and result["conditions"]["matrix_gflops"]["fp32"] > 1
+    assert result["conditions"]["threads"] == 1 and result["conditions"]["matrix_gflops"]["fp32"] > 0
     assert result["run"]["data"]["test"]["rows"] == 16 and "onnxruntime" in result["run"]["versions"]
     record = recommendation(model)
     assert record["engine"] == min(result["rows"], key=lambda row: row["avg_ms"])["engine"]
     assert record["model"] == "tiny" and record["n_samples"] == 4
     assert (tmp_path / "results" / "benchmark_tiny.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out.splitlines()
+    assert "decisions were compared on 80 articles: the test set, at most 1,000 of train and, except" in "\n".join(out)
     assert result["run"]["hardware"]["cpu"] in out[0] and "4 of them one at a time, 2 rounds" in out[2]
     assert json.loads(out[-1]) == {key: value for key, value in record.items() if key != "run"}
     assert str(Scorer.load(model).engine.name) == record["engine"]
 
 
-def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys):
+def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys, monkeypatch):
     """It was made from a checkpoint that says the opposite, and planted as if it were this one's."""
     pytest.importorskip("onnxruntime")
+    measured = Worker.single
+
+    def single(self, *args):
+        """Ten times as fast as the reference, on whatever processor."""
+        found = measured(self, *args)
+        seconds = np.full(len(found.forward), 0.001 if "int8" in self.opened["precision"] else 0.01)
+        return Single(seconds, seconds, found.shapes)
+
+    monkeypatch.setattr(Worker, "single", single)
     opposite = shutil.copytree(model, model.parent / "opposite")
     checkpoint = load_checkpoint(opposite)
     with torch.no_grad():
@@ -91,7 +102,7 @@ def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys):
     code, result = run("--engines", "onnxruntime-int8")
     assert code == 0
     reference, planted = result["rows"]
-    assert planted["avg_ms"] < reference["avg_ms"]  # else that it is not recommended would show nothing
+    assert planted["avg_ms"] < reference["avg_ms"]
     assert "decisions changed" in planted["refused"]
     assert result["recommended"] == "pytorch-fp32 64" and recommendation(model)["engine"] == "pytorch-fp32"
     assert "refused: onnxruntime-int8 64: " in capsys.readouterr().out

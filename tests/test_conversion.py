@@ -101,7 +101,7 @@ def test_what_is_current_is_not_made_again(model, monkeypatch):
     monkeypatch.setattr(conversion, "_to_openvino", fail)
     assert convert(model, NAME, None) == model / str(NAME)
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    (model / "prefilter.json").write_text(json.dumps({"max_length": 64, "temperature": 3.0}))  # read anew at each load
+    (model / "prefilter.json").write_text(json.dumps({"max_length": 64, "temperature": 3.0}))  # read again at each load
     assert is_current(model / str(NAME))
     assert Scorer.load(model, engine=NAME).contract.temperature == 3.0
 
@@ -122,7 +122,7 @@ def test_a_changed_checkpoint_is_noticed(model, file):
         Scorer.load(model, engine=NAME)
 
 
-def test_a_changed_checkpoint_is_converted_anew(model, articles):
+def test_a_changed_checkpoint_is_converted_again(model, articles):
     stale = Scorer.load(model, engine=NAME).score(articles)
     weights = load_file(model / "model.safetensors")
     save_file({name: tensor * 1.5 for name, tensor in weights.items()}, model / "model.safetensors", {"format": "pt"})

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +17,19 @@ from prefilter_common import files
 from prefilter_common.benchmark import timing
 from prefilter_common.files import kept_directory, new_directory
 from prefilter_common.scoring import streaming
+from prefilter_common.scoring.conversion import is_current
+from prefilter_common.training.resume import complete_checkpoints
 
 ERRORS = ["ENOSPC", "EIO", "EACCES", Killed]
 
 
-def every_step(folder, error, run, prepare=lambda: None):
-    """Call ``run`` with the first step failing, the second ...; yield after each until no step is left."""
-    for step in range(1, 500):
+def every_step(folder, error, run, prepare=lambda: None, stride=1):
+    """Call ``run`` with the first step failing, the second ...; yield after each until no step is left.
+
+    Args:
+        stride: 2 for every other step, and so on.
+    """
+    for step in range(1, 500, stride):
         prepare()
         with faults(folder, step, error) as plan:
             outcome = run()
@@ -31,6 +38,15 @@ def every_step(folder, error, run, prepare=lambda: None):
             return
         yield outcome
     raise AssertionError("it never ends")
+
+
+def names(folder):
+    """What is in a folder, except what the check of an output leaves there when it is not let to clean up."""
+    return {
+        path.name
+        for path in folder.iterdir()
+        if not (path.name.endswith(".writable") and not any(map(Path.is_file, path.rglob("*"))))
+    }
 
 
 def visible(folder):
@@ -76,7 +92,7 @@ def test_a_directory_is_old_or_new_or_absent(tmp_path, monkeypatch, error, exist
                 pass
             assert (tmp_path / "m" / "a").read_text() in ("old", "new")
         save("again")
-        assert {path.name for path in tmp_path.iterdir()} == {"m"}
+        assert names(tmp_path) == {"m"}
     assert 5 < step < 100
 
 
@@ -88,12 +104,17 @@ def quick_training(monkeypatch):
     monkeypatch.setattr("prefilter_common.training.fine_tuning.fine_tune", lambda *args, **kwargs: metrics)
 
 
-def check_end(code, error, capsys):
-    """One line, no traceback; a failure where nothing depends on it may pass."""
+def check_end(code, capsys, row="error: "):
+    """One line for a failure, no traceback; a failure where nothing depends on it may pass.
+
+    Args:
+        row: how the line of a model that cannot be evaluated begins.
+    """
     err = capsys.readouterr().err
     assert "Traceback" not in err
     if code != "killed":
-        assert code in (0, 1, 2) and sum(line.startswith("error: ") for line in err.splitlines()) <= 1, err
+        assert code in (0, 1, 2)
+        assert sum(line.startswith(("error: ", row)) for line in err.splitlines()) == (code != 0), err
 
 
 def command(script, argv):
@@ -113,10 +134,27 @@ def test_training(tmp_path, tiny_encoder, data_dir, quick_training, capsys, erro
                                   "--max-val-samples", "4", "--overwrite", *TRAIN_FLAGS])  # fmt: skip
     assert run() == 0
     for code in every_step(tmp_path, error, run):
-        check_end(code, error, capsys)
+        check_end(code, capsys)
         assert {path.name for path in (tmp_path / "m").iterdir()} == FILES
         json.loads((tmp_path / "m" / "run.json").read_text(encoding="utf-8"))
-    assert {path.name for path in tmp_path.iterdir()} == {"m"}
+    assert names(tmp_path) == {"m"}
+
+
+@pytest.mark.slow
+def test_training_that_is_killed_while_it_writes_checkpoints_continues(tmp_path, tiny_encoder, data_dir):
+    output, checkpoints = tmp_path / "m", tmp_path / ".m.checkpoints.partial"
+    flags = ["--model", tiny_encoder, "--data-dir", data_dir, "--output", output, *TRAIN_FLAGS]
+    flags += ["--max-train-samples", "8", "--max-val-samples", "4", "--checkpoint-minutes", "1e-6"]
+    run, resume = command(train_encoder, flags), command(train_encoder, [*flags, "--resume"])
+    assert run() == 0
+    expected = (output / "model.safetensors").read_bytes()
+    complete = 0
+    for code in every_step(checkpoints, Killed, run, lambda: shutil.rmtree(output), stride=4):
+        assert code == "killed"
+        complete += bool(complete_checkpoints(checkpoints))
+        assert output.exists() or resume() == 0
+        assert (output / "model.safetensors").read_bytes() == expected
+    assert complete > 3 and names(tmp_path) == {"m"}
 
 
 @pytest.mark.slow
@@ -129,7 +167,7 @@ def test_evaluation(tmp_path, trained, data_dir, capsys, error, monkeypatch):
     assert run() == 0
     expected = visible(tmp_path).keys()
     for code in every_step(tmp_path, error, run):
-        check_end(code, error, capsys)
+        check_end(code, capsys, "tiny: ")
         found = {name for name in visible(tmp_path) if not name.split("/")[-1].startswith(".")}
         assert found == expected
         for name in found:
@@ -148,7 +186,7 @@ def test_scoring(tmp_path, trained, data_dir, capsys, error, monkeypatch):
     complete = (folder / "scores.jsonl").read_bytes()
 
     for code in every_step(tmp_path, error, run, lambda: shutil.rmtree(folder)):
-        check_end(code, error, capsys)
+        check_end(code, capsys)
         output = folder / "scores.jsonl"
         assert not output.exists() or output.read_bytes() == complete
         if not output.exists():
@@ -183,10 +221,14 @@ def test_benchmark(tmp_path, trained, data_dir, capsys, error, monkeypatch):
         shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
         shutil.copytree(trained / "tiny", tmp_path / "tiny")
 
-    for code in every_step(tmp_path, error, run, prepare):
-        check_end(code, error, capsys)
+    for number, code in enumerate(every_step(tmp_path, error, run, prepare)):
+        check_end(code, capsys)
+        folder = tmp_path / "tiny" / "onnxruntime-fp32"
+        assert not folder.exists() or is_current(folder)
         for path in tmp_path.rglob("*.json"):
             json.loads(path.read_text(encoding="utf-8"))
+        if number % 5 == 0:  # each costs a second run
+            assert run() == 0 and is_current(folder)
 
 
 def test_kept_directories_follow_no_link(tmp_path):

@@ -1,10 +1,14 @@
 """Malformed data, flags and outputs: one line, nothing written. Model directories and engines have their own tests."""
 
+import inspect
 import json
+import math
 import os
 import shutil
+import sys
 
 import pytest
+import test_malformed_models
 
 import benchmark_inference
 import evaluate_models
@@ -190,6 +194,16 @@ def test_files_of_results(refused, base, tmp_path, script, name, make):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="links and FIFOs of POSIX")
+@pytest.mark.parametrize("make", NO_FILES)
+def test_the_recommendation_that_the_benchmark_writes_last(refused, base, trained, tmp_path, make):
+    model = shutil.copytree(trained / "tiny", tmp_path / "tiny")
+    (model / "cpu_benchmark.json").unlink(missing_ok=True)
+    make(model / "cpu_benchmark.json")
+    argv = [*base[benchmark_inference], "--model", model]
+    refused(benchmark_inference, argv, tmp_path, words="cpu_benchmark.json")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links and FIFOs of POSIX")
 @pytest.mark.parametrize("make", [a_file, *NO_FILES])
 def test_outputs_of_scoring(refused, base, tmp_path, make):
     make(tmp_path / "out")
@@ -228,3 +242,18 @@ def test_overwrite_replaces_only_models(refused, tmp_path, data_dir, tiny_encode
     a_folder(tmp_path / "adapter-merged")
     words = "is not a model directory, so --overwrite does not replace it"
     refused(train_qwen_lora, ["--merge", tmp_path / "adapter", "--overwrite"], tmp_path, words=words)
+
+
+def rows_of(module):
+    """How many rows its tests add to the table of malformed inputs: at least one for each of their cases."""
+    total = 0
+    for name, test in inspect.getmembers(module, inspect.isfunction):
+        if name.startswith("test_") and {"refused", "score"} & inspect.signature(test).parameters.keys():
+            marks = [mark for mark in getattr(test, "pytestmark", []) if mark.name == "parametrize"]
+            total += math.prod(len(mark.args[1]) for mark in marks)
+    return total
+
+
+def test_the_table_of_malformed_inputs_is_long():
+    here, models = rows_of(sys.modules[__name__]), rows_of(test_malformed_models)
+    assert here >= 150 and models >= 150, (here, models)

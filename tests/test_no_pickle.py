@@ -1,4 +1,8 @@
-"""Nothing that is shipped, or read from a model directory, can run code when it is loaded."""
+"""Nothing that is shipped, or read from a model directory, can run code when it is loaded.
+
+The hidden checkpoints of an unfinished run do contain pickles (``optimizer.pt``, random states): transformers reads
+those with ``weights_only=True``, and they are deleted when the run is done.
+"""
 
 import ast
 import pickletools
@@ -11,6 +15,8 @@ from conftest import ROOT, TRAIN_FLAGS, call
 import benchmark_inference
 import train_encoder
 import train_qwen_lora
+from prefilter_common.errors import InputError
+from prefilter_common.models.checkpoints import load_base_model
 
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "prefilter_common").rglob("*.py")])
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pandas"}
@@ -56,6 +62,32 @@ def test_no_finished_directory_contains_a_pickle(tmp_path, trained, tiny_models,
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(files) > 30
     assert [path for path in files if is_pickle(path) or path.name == "training_args.bin"] == []
+
+
+class Exploit:
+    """Its pickle opens a file for writing when it is read."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return open, (self.mark, "w")
+
+
+def test_a_base_model_in_a_pickle_is_read_without_running_code(tmp_path, tiny_encoder):
+    """The weights of older models on the hub are pickles."""
+    import torch
+    from safetensors.torch import load_file
+
+    weights = load_file(tiny_encoder / "model.safetensors")
+    for name, content in (("good", weights), ("evil", {**weights, "x": Exploit(tmp_path / "executed")})):
+        base = shutil.copytree(tiny_encoder, tmp_path / name)
+        (base / "model.safetensors").unlink()
+        torch.save(content, base / "pytorch_model.bin")
+    assert load_base_model(str(tmp_path / "good"), max_length=64, seed=1).model
+    with pytest.raises(InputError, match="evil: cannot be loaded"):
+        load_base_model(str(tmp_path / "evil"), max_length=64, seed=1)
+    assert not (tmp_path / "executed").exists()
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

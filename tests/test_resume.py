@@ -2,19 +2,23 @@
 
 import json
 import math
+import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import call
+from conftest import ROOT, call
 from safetensors.torch import load_file, save_file
 
 import train_encoder
 import train_qwen_lora
 from prefilter_common.training.progress import ProgressLog
+from prefilter_common.training.run import launcher
 from prefilter_common.training.saver import CheckpointSaver
 
 pytestmark = pytest.mark.slow
@@ -194,7 +198,10 @@ def test_incomplete_checkpoints_are_skipped(train, uninterrupted, stop_at, monke
     def shorten(folder):
         (folder / "checkpoint.json").write_text("{", encoding="utf-8")
 
-    for i, spoil in enumerate([cut, shorten, lambda folder: (folder / "trainer_state.json").unlink()]):
+    def nest(folder):
+        (folder / "checkpoint.json").write_text('{"a":' * 100_000, encoding="utf-8")
+
+    for i, spoil in enumerate([cut, shorten, nest, lambda folder: (folder / "trainer_state.json").unlink()]):
         output = tmp_path / str(i)
         stop_at(9)
         assert train("encoder", output, *PLAIN) == 143
@@ -208,12 +215,12 @@ def test_incomplete_checkpoints_are_skipped(train, uninterrupted, stop_at, monke
         assert outcome(output, "encoder") == uninterrupted("encoder", PLAIN) and hidden(output) == []
 
 
-def test_without_a_checkpoint_resume_starts_anew_and_without_resume_it_is_discarded(
+def test_without_a_checkpoint_resume_starts_from_scratch_and_without_resume_it_is_discarded(
     train, uninterrupted, stop_at, monkeypatch, tmp_path, capsys
 ):
     output = tmp_path / "m"
     assert train("encoder", output, *PLAIN, "--resume") == 0
-    assert "there is no checkpoint to continue: starting anew" in capsys.readouterr().err.splitlines()
+    assert "there is no checkpoint to continue: starting from scratch" in capsys.readouterr().err.splitlines()
     assert outcome(output, "encoder") == uninterrupted("encoder", PLAIN)
     stop_at(9)
     before = (output / "run.json").read_bytes()
@@ -279,8 +286,9 @@ def test_divergence_is_one_line_and_keeps_the_last_good_checkpoint(train, monkey
     output = tmp_path / "m"
     assert train("encoder", output, *PLAIN, "--checkpoint-minutes", "1e-6") == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "error: the weights are not finite after step 8: start anew with a lower --learning-rate or --precision fp32; "
-        "the same settings would diverge again, and so would --resume after step 7, whose checkpoint is kept"
+        "error: the weights are not finite after step 8: start from scratch with a lower --learning-rate or "
+        "--precision fp32; the same settings would diverge again, and so would --resume after step 7, whose checkpoint "
+        "is kept"
     )
     assert checkpoints(output) == ["checkpoint-6", "checkpoint-7"]
 
@@ -347,6 +355,26 @@ def test_the_recorded_command_repeats_the_run(train, monkeypatch, tmp_path, kind
     assert words[:2] == ["python", f"{script.__name__}.py"] and "'" in run["command"]
     assert words[words.index("--warmup-ratio") + 1] == "0.1"  # a default
     assert words[words.index("--precision") + 1] == "fp32" and "--resume" not in words
-    first = outcome(output, kind)
-    assert call(script, [*words[2:], "--overwrite"]) == 0
-    assert outcome(output, kind) == first
+    assert run["base_model"]["name"] == words[words.index("--model") + 1] and len(run["base_model"]["sha256"]) == 64
+    # Verbatim, in a shell, beside the model that it repeats.
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(run["repeat"], shell=True, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert outcome(tmp_path / "it's a model-repeat", kind) == outcome(output, kind)
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({}, "python"),
+        ({"WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}, "python"),
+        ({"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, "torchrun --nproc_per_node=2"),
+        ({"WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}, "torchrun --nnodes=2 --nproc_per_node=4"),
+    ],
+)
+def test_the_command_to_repeat_starts_the_same_processes(monkeypatch, env, words):
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert " ".join(launcher()) == words

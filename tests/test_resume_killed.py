@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,29 +13,46 @@ from conftest import FILES, ROOT
 pytestmark = pytest.mark.slow
 
 FLAGS = ["--epochs", "3", "--batch-size", "8", "--max-length", "64", "--learning-rate", "1e-3", "--precision", "fp32"]
-# Moments per script; each costs up to two runs of a second.
-MOMENTS = int(os.environ.get("KILL_MOMENTS", "6"))
+# Moments over both training scripts, and for each of the others half as many as per script; each costs up to two runs.
+MOMENTS = int(os.environ.get("KILL_MOMENTS", "20"))
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
+def killed_runs(kind, folder, moments, *arguments):
+    """The rows of ``killed_runs.py``, each of a run that was killed and run again."""
+    command = [sys.executable, ROOT / "tests" / "killed_runs.py", kind, folder, moments, *arguments]
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    print(*rows, sep="\n")
+    assert len(rows) == moments
+    assert all(row["code"] == 0 and row["whole"] and row["same"] for row in rows), rows
+
+
+@needs_fork
 @pytest.mark.parametrize(
     ("script", "family", "weights"),
     [("train_encoder", "minilm", "model"), ("train_qwen_lora", "qwen", "adapter_model")],
 )
 def test_killed_at_moments_over_the_whole_run(tmp_path, tiny_models, data_dir, script, family, weights):
     flags = ["--model", tiny_models[family], "--data-dir", data_dir, *FLAGS]
-    command = [sys.executable, ROOT / "tests" / "killed_runs.py", script, f"{weights}.safetensors", tmp_path, MOMENTS]
-    done = subprocess.run(
-        list(map(str, [*command, *flags])),
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    print(*rows, sep="\n")
-    assert len(rows) == MOMENTS
-    assert all(row["code"] == 0 and row["same"] for row in rows), rows
-    for i in range(MOMENTS):  # killed or continued, each directory is whole
+    killed_runs(script, tmp_path, MOMENTS // 2, f"{weights}.safetensors", *flags)
+    for i in range(MOMENTS // 2):  # killed or continued, each directory is whole
         assert FILES - {p.name for p in (tmp_path / f"m{i}").iterdir()} <= {"config.json", "model.safetensors"}
+
+
+@needs_fork
+@pytest.mark.parametrize("kind", ["score", "convert", "evaluate"])
+def test_scoring_conversion_and_evaluation_killed_at_moments_over_the_whole_run(tmp_path, trained, data_dir, kind):
+    if kind == "convert":
+        pytest.importorskip("onnxruntime")
+    (tmp_path / "runs").mkdir()
+    models = shutil.copytree(trained, tmp_path / "models")  # evaluation writes operating points into it
+    killed_runs(kind, tmp_path / "runs", max(1, MOMENTS // 4), models, data_dir / "test.jsonl")
 
 
 # Runs a training script in which the process of rank 1 kills itself before step 9.

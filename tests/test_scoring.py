@@ -1,3 +1,4 @@
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -6,12 +7,16 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from conftest import call
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import benchmark_inference
+import evaluate_models
 from prefilter_common.articles import Article, format_input, load_articles
-from prefilter_common.errors import InputError
+from prefilter_common.errors import InputError, RunError
 from prefilter_common.models.checkpoints import Checkpoint, load_checkpoint
 from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.scoring import streaming
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.latency import time_single_articles
@@ -140,3 +145,36 @@ def test_threads_share_a_scorer(converted, articles, request, engine, packages):
         scores = list(pool.map(lambda job: job[0].score(job[1], batch_size=2), jobs))
     for found, alone in zip(scores, expected, strict=True):
         np.testing.assert_allclose(found, alone, atol=1e-6)
+
+
+class Exhausted(torch.nn.Module):
+    def forward(self, *inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.slow
+def test_exhausted_gpu_memory_is_one_line_with_the_flag_to_change(trained, data_dir, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("prefilter_common.scoring.engines.log_odds_module", lambda model: Exhausted())
+    models, test = shutil.copytree(trained, tmp_path / "models"), data_dir / "test.jsonl"
+    (models / "tiny" / "cpu_benchmark.json").unlink(missing_ok=True)
+    output = ["--output", tmp_path / "r"]
+    line = "the GPU's memory does not hold a batch of 8 articles of up to 64 tokens: pass a smaller --batch-size"
+    for script, flags, start in [
+        (streaming, [models / "tiny", test, tmp_path / "o", "--batch-size", 8], "error: "),
+        (benchmark_inference, ["--model", models / "tiny", "--test-data", test, *output, "--batch-size", 8], "error: "),
+        (evaluate_models, ["--models-dir", models, "--test-data", test, *output, "--batch-size", 8], "tiny: "),
+    ]:
+        assert call(script, flags) == 1
+        lines = [found for found in capsys.readouterr().err.splitlines() if "GPU's memory" in found]
+        assert len(lines) == 1 and re.sub(r"\b\d+ tokens", "64 tokens", lines[0]) == start + line, lines
+    with pytest.raises(RunError, match="an article of 64 tokens: stop what else uses the GPU"):
+        Scorer.load(models / "tiny", "cpu").score([Article("t", "word " * 500)])
+
+
+def test_a_model_that_the_gpu_does_not_hold_is_one_line(trained, monkeypatch):
+    def exhaust(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.nn.Module, "to", exhaust)
+    with pytest.raises(RunError, match="the GPU's memory does not hold the model: stop what else uses the GPU"):
+        Scorer.load(trained / "tiny", "cpu")

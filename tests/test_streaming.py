@@ -49,7 +49,7 @@ def error_line(capsys):
 
 
 def break_off(monkeypatch, error, chunks=2):
-    """Let a run score so many chunks, then raise ``error``. Returns the ids that are scored, as they come."""
+    """Let a run score that many chunks, then raise ``error``. Returns the ids that are scored, as they come."""
     scored, real = [], Scorer.score
 
     def score(self, articles, batch_size):

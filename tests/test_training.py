@@ -1,9 +1,14 @@
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from prefilter_common.articles import Article, capped
+from prefilter_common.articles import Article, capped, format_input
 from prefilter_common.errors import InputError
-from prefilter_common.training.fine_tuning import resolve_precision
+from prefilter_common.models.checkpoints import load_base_model
+from prefilter_common.runinfo import peak_memory_mib
+from prefilter_common.training.fine_tuning import _encode, resolve_precision
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler
 
@@ -45,6 +50,22 @@ def test_precision_on_a_cpu(monkeypatch):
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
         assert resolve_precision(Recipe()) == expected
     assert resolve_precision(Recipe(precision="bf16")) == "bf16"
+
+
+def test_an_article_of_20_mb_takes_no_memory(tiny_encoder):
+    """Tokenised whole it would take 70 to 300 bytes per character."""
+    reset = Path("/proc/self/clear_refs")
+    if not os.access(reset, os.W_OK):
+        pytest.skip("only Linux lets a process reset its peak")
+    checkpoint = load_base_model(str(tiny_encoder), max_length=64, seed=1)
+    articles = [Article("t", "half price today " * 1_200_000, label=1), Article("a", "b", label=0)]
+    reset.write_text("5")
+    before = peak_memory_mib()
+    encoded = _encode(checkpoint, articles)
+    assert peak_memory_mib() - before < 400  # the text and its copy after the title are 20 MB each
+    texts = [format_input(articles[0])[:10_000], format_input(articles[1])]
+    expected = checkpoint.tokenizer(texts, truncation=True, max_length=64)["input_ids"]
+    assert [list(ids) for ids in encoded["input_ids"]] == expected and list(encoded["labels"]) == [1, 0]
 
 
 def test_auto_precision_on_cuda_is_the_recipes(monkeypatch):

@@ -1,13 +1,37 @@
-"""What people read of a benchmark: the card of conditions, the tables, the picture of latency against F1."""
+"""The content of the results file, and what people read of it: the card of conditions, the tables, the picture."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from prefilter_common.benchmark.rows import BenchmarkRow, frontier, name_of
+from prefilter_common.benchmark.rows import BenchmarkRow, Reference, frontier, latency_verdict, name_of, recommend
+from prefilter_common.benchmark.run import MAX_TRAIN, MAX_VAL, Options
 from prefilter_common.cli import printable, table
 from prefilter_common.files import write_bytes
+
+
+def conclude(
+    name: str, rows: Sequence[BenchmarkRow], reference: Reference, conditions: Mapping[str, Any],
+    skipped: Mapping[str, str], options: Options,
+) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+    """The content of the results file, and the summary: the recommended row with the conditions."""
+    best, two_pass = recommend(rows), reference.contract.two_pass
+    no_two_pass = {"two passes": reference.two_pass_note["reason"]} if 2 in options.passes and not two_pass else {}
+    verdict = latency_verdict(best["avg_ms"])
+    result = {
+        "model": name,
+        "conditions": conditions,
+        "tolerance": asdict(options.tolerance),
+        "two_pass": two_pass and asdict(two_pass),
+        "two_pass_on_validation": reference.two_pass_note,
+        "recommended": name_of(best),
+        "verdict": verdict,
+        "rows": rows,
+        "skipped": {**skipped, **no_two_pass},
+    }
+    return result, {"model": name, "n_samples": conditions["timed_articles"], **best, "verdict": verdict, **conditions}
 
 
 def card(directory: Path, conditions: Mapping, run: Mapping) -> str:
@@ -30,7 +54,7 @@ def card(directory: Path, conditions: Mapping, run: Mapping) -> str:
 
 def report(result: Mapping) -> str:
     """Speed, then cost and fidelity of each row; what was refused or skipped and why; the recommendation."""
-    rows = result["rows"]
+    rows, n_compared = result["rows"], result["conditions"]["compared_articles"]
     speed = [["", "ms", "p50", "p95", "p99", "speed", "rounds", "bound", "articles/s", "speed"]]
     cost = [["", "F1 %", "changed", "largest", "MiB", "disk", "load s", ""]]
     speed += [_speed_cells(row) for row in rows]
@@ -43,6 +67,8 @@ def report(result: Mapping) -> str:
         table(cost),
         "changed: share of decisions, at the operating point with the most, and its upper 95 % limit; largest:",
         "  difference of a score; MiB: peak memory one at a time; disk: MiB",
+        f"decisions were compared on {n_compared:,} articles: the test set, at most {MAX_TRAIN:,} of train and, except",
+        f"  for two passes, at most {MAX_VAL} of val",
         "",
         *(f"refused: {name_of(row)}: {row['refused']}" for row in rows if row["refused"]),
         *(f"skipped: {name}: {printable(reason)}" for name, reason in result["skipped"].items()),

@@ -108,15 +108,7 @@ def row_of(
     rate = rates.get(facts["precision"].split("+")[0])
     bound_ms = n_operations / rate / 1e6 if rate else None
     scores = next(iter(bulk.values())).scores
-    # The limits of a first pass were chosen on the validation articles, so these would flatter it.
-    judged = len(more) - (reference.n_val if configuration.two_pass else 0)
-    fidelity = compare_scores(
-        reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
-        (reference.more[:judged], more[:judged]),
-    )  # fmt: skip
-    # The reference differs from itself only by rounding, but a score may lie that close to a threshold.
-    is_reference = configuration == Configuration(REFERENCE, reference.contract.max_length)
-    reads_less = configuration.passes == 2 or configuration.max_length < reference.contract.max_length
+    fidelity, refused = judge(configuration, reference, scores, more, tolerance)
     per_second = {str(size): round(len(scores) / found.seconds, 2) for size, found in bulk.items()}
     f1, f1_interval = f1_with_interval(reference, scores)
     summary = latency_summary(tokenize + forward)
@@ -147,8 +139,25 @@ def row_of(
         "f1": f1,
         "f1_interval": f1_interval,
         "parity": fidelity,
-        "refused": None if is_reference else refusal(fidelity, tolerance, reads_less),
+        "refused": refused,
     }
+
+
+def judge(
+    configuration: Configuration, reference: Reference, scores: np.ndarray, more: np.ndarray, tolerance: Tolerance
+) -> tuple[Fidelity, str | None]:
+    """How close a configuration's (n,) and (k,) scores are to the reference's, and why it is refused, or None."""
+    # The limits of a first pass were chosen on the validation articles, so these would flatter it.
+    judged = len(more) - (reference.n_val if configuration.two_pass else 0)
+    fidelity = compare_scores(
+        reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
+        (reference.more[:judged], more[:judged]),
+    )  # fmt: skip
+    # The reference differs from itself only by rounding, but a score may lie that close to a threshold.
+    if configuration == Configuration(REFERENCE, reference.contract.max_length):
+        return fidelity, None
+    reads_less = configuration.passes == 2 or configuration.max_length < reference.contract.max_length
+    return fidelity, refusal(fidelity, tolerance, reads_less)
 
 
 def f1_with_interval(reference: Reference, scores: np.ndarray) -> tuple[float | None, list[float] | None]:

@@ -25,7 +25,7 @@ from prefilter_common.statistics.calibration import at_temperature
 
 log = logging.getLogger(__name__)
 
-# At most so many training and validation articles are scored to compare decisions.
+# The most training and validation articles that are scored to compare decisions.
 MAX_TRAIN, MAX_VAL = 1_000, 200
 
 
@@ -89,28 +89,40 @@ def take_reference(directory: Path, data: Data, options: Options) -> Reference:
     if contract is None:
         note = {"reason": f"no {CONTRACT_FILE} to store its limits in; train the model again"}
     elif data.val and 2 in options.passes:
-        two_pass, note = _choose_two_pass(scorer, data.val)
+        two_pass, note = _choose_two_pass(scorer, data.val, options.batch_sizes[0])
     elif two_pass is None:
         note = {"reason": "no validation articles to choose its limits on; pass --val-data"}
     encodings = scorer.tokenize(data.test)
+    batch_size = options.batch_sizes[0]
     return Reference(
         contract=replace(scorer.contract, two_pass=two_pass),
-        scores=scorer.score_encodings(encodings),
+        scores=scorer.score_encodings(encodings, batch_size),
         labels=None if any(article.label is None for article in data.test) else labels_of(data.test),
         n_tokens=np.array([len(ids) for ids in encodings]),
         operations=operations(scorer.engine.model),
         two_pass_note=note,
-        more=scorer.score(data.more) if data.more else np.empty(0),
+        more=scorer.score(data.more, batch_size) if data.more else np.empty(0),
         n_val=len(capped(data.val or [], MAX_VAL)),
     )
 
 
-def _choose_two_pass(scorer: Scorer, val: Sequence[Article]) -> tuple[TwoPass | None, dict[str, Any]]:
+def _choose_two_pass(scorer: Scorer, val: Sequence[Article], batch_size: int) -> tuple[TwoPass | None, dict[str, Any]]:
     contract = scorer.contract
     lengths = [length for length in FIRST_LENGTHS if length < contract.max_length]
-    short = {length: at_temperature(scorer.reading(length).score(val), 1 / contract.temperature) for length in lengths}
+    first = {length: scorer.reading(length).score(val, batch_size) for length in lengths}
+    short = {length: at_temperature(scores, 1 / contract.temperature) for length, scores in first.items()}
     n_tokens = np.array([len(ids) for ids in scorer.tokenize(val)])
-    return choose_two_pass(labels_of(val), scorer.score(val), short, n_tokens, contract.thresholds)
+    return choose_two_pass(labels_of(val), scorer.score(val, batch_size), short, n_tokens, contract.thresholds)
+
+
+def articles_of(reference: Reference, data: Data) -> dict[str, Any]:
+    """Which articles the figures are of; a part of the conditions."""
+    return {
+        "mean_tokens": round(float(reference.n_tokens.mean()), 1),
+        "max_tokens": int(reference.n_tokens.max()),
+        "timed_articles": len(data.timed),
+        "compared_articles": len(data.test) + len(data.more),
+    }
 
 
 def store_two_pass(directory: Path, two_pass: TwoPass | None) -> None:

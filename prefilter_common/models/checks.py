@@ -1,4 +1,4 @@
-"""What would change the scores of a model without a word: each is refused in one line that names the model."""
+"""What would silently change the scores of a model: each is refused in one line that names the model."""
 
 from collections.abc import Iterable
 from pathlib import Path

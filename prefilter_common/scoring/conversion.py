@@ -11,12 +11,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import Tokenizer
+
 from prefilter_common.articles import Article, capped
 from prefilter_common.errors import InputError
 from prefilter_common.files import new_directory, write_json
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import read_contract, read_record, sha256_of
-from prefilter_common.scoring.engines import EngineName, Unavailable, check_available
+from prefilter_common.scoring.engines import EngineName, Unavailable, check_available, log_odds_module
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 if TYPE_CHECKING:
@@ -103,8 +105,6 @@ def load_converted(folder: Path) -> tuple[ArticleTokenizer, Contract]:
 
     Neither needs PyTorch. Raises InputError for a contract that is not valid, or is another model's.
     """
-    from tokenizers import Tokenizer
-
     record = read_record(folder / ENGINE_FILE)
     tokenizer = ArticleTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), record["pad_token_id"])
     contract = read_contract(folder.parent) or Contract(max_length=record["max_length"])
@@ -193,8 +193,6 @@ def _to_onnxruntime(
 def _traceable(checkpoint: "Checkpoint") -> tuple["torch.nn.Module", dict[str, "torch.Tensor"]]:
     """The module to convert, and an example of its inputs: a batch with one padded article."""
     import torch
-
-    from prefilter_common.scoring.engines import log_odds_module
 
     checkpoint.model.config.use_cache = False
     input_ids = torch.full((2, 8), 5, dtype=torch.int64)

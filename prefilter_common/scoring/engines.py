@@ -8,6 +8,8 @@ one of them.
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from prefilter_common.errors import InputError
+from prefilter_common.errors import InputError, RunError
+from prefilter_common.runinfo import peak_gpu_memory
 
 if TYPE_CHECKING:
     import openvino
@@ -110,7 +113,7 @@ def open_converted(folder: Path, name: EngineName, threads: int | None) -> Engin
 
 
 class TorchEngine:
-    """A transformers model, on any device."""
+    """A transformers model, on any device. Raises RunError where a GPU's memory does not suffice."""
 
     def __init__(self, model: "PreTrainedModel", device: "str | torch.device", name: EngineName = REFERENCE):
         import torch
@@ -120,15 +123,32 @@ class TorchEngine:
         self.device = torch.device(device)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[self.precision]
         self.model = model
-        self._log_odds = log_odds_module(model).to(self.device, dtype).eval()
+        with _named_exhaustion("the model", "stop what else uses the GPU"):
+            self._log_odds = log_odds_module(model).to(self.device, dtype).eval()
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """See Engine."""
         import torch
 
-        with torch.inference_mode():
+        n, t = input_ids.shape
+        if n > 1:
+            what, fix = f"a batch of {n} articles of up to {t} tokens", "pass a smaller --batch-size"
+        else:
+            what, fix = f"an article of {t} tokens", "stop what else uses the GPU"
+        with _named_exhaustion(what, fix), torch.inference_mode():
             inputs = (torch.from_numpy(array).to(self.device) for array in (input_ids, attention_mask))
             return self._log_odds(*inputs).double().cpu().numpy()
+
+
+@contextmanager
+def _named_exhaustion(what: str, fix: str) -> Iterator[None]:
+    """Raise RunError where the GPU's memory does not hold ``what``."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"the GPU's memory does not hold {what}{peak_gpu_memory()}: {fix}") from error
 
 
 class OpenVinoEngine:

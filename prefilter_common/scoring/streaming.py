@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 # In the hidden directory beside the output, until the output is complete: its rows, and what they were made with.
 ROWS_FILE, MADE_WITH_FILE = "rows.jsonl", "run.json"
 PROGRESS_SECONDS = 10
-# A chunk ends with the article that reaches so many, so that memory is bounded by the longest article, not by CHUNK.
+# A chunk ends with the article that brings it to this many characters, so that memory is bounded by the longest
+# article, not by CHUNK.
 CHUNK_CHARACTERS = 4_000_000
 
 

@@ -8,6 +8,7 @@ import torch
 
 from prefilter_common.errors import InputError, RunError
 from prefilter_common.processes import is_main_process, process_count
+from prefilter_common.runinfo import peak_gpu_memory
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.resume import complete_checkpoints
 
@@ -25,7 +26,7 @@ def named_failures(recipe: Recipe, folder: Path) -> Iterator[None]:
         raise
     except FloatingPointError as error:
         if not is_main_process():
-            raise SystemExit(1) from error  # the weights are the same in every process; one speaks
+            raise SystemExit(1) from error  # the weights are the same in every process, and the main one reports it
         raise RunError(_diverged(error, folder)) from error
     except BaseException as error:
         failure = _named(error, recipe)
@@ -53,21 +54,17 @@ def _diverged(error: FloatingPointError, folder: Path) -> str:
     steps = [record["step"] for record in complete_checkpoints(folder).values()]
     kept = f", and so would --resume after step {steps[-1]}, whose checkpoint is kept" if steps else ""
     return (
-        f"{error}: start anew with a lower --learning-rate or --precision fp32; the same settings would diverge "
-        f"again{kept}"
+        f"{error}: start from scratch with a lower --learning-rate or --precision fp32; the same settings would "
+        f"diverge again{kept}"
     )
 
 
 def _out_of_memory(recipe: Recipe) -> str:
-    numbers = ""
-    if torch.cuda.is_available():
-        allocated, total = torch.cuda.max_memory_allocated() / 2**30, torch.cuda.mem_get_info()[1] / 2**30
-        numbers = f" ({allocated:.1f} of {total:.1f} GiB allocated at the peak)"
     batch = recipe.batch_size
     parts = next((n for n in range(2, batch + 1) if batch % n == 0), 1)
     steps = recipe.gradient_accumulation_steps * parts
     split = f"--batch-size {batch // parts} --gradient-accumulation-steps {steps} for the same effective batch, or "
     return (
-        f"the GPU's memory does not hold a batch of {batch} articles of up to {recipe.max_length} tokens{numbers}: "
-        f"pass {split if parts > 1 else ''}a smaller --max-length"
+        f"the GPU's memory does not hold a batch of {batch} articles of up to {recipe.max_length} tokens"
+        f"{peak_gpu_memory()}: pass {split if parts > 1 else ''}a smaller --max-length"
     )

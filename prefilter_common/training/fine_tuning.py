@@ -26,6 +26,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.engines import has_bf16
+from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
 from prefilter_common.training.recipe import PATIENCE, Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler
@@ -199,17 +200,15 @@ def _count_parameters(checkpoint: Checkpoint) -> tuple[int, int]:
 
 def _encode(checkpoint: Checkpoint, articles: Sequence[Article]) -> Dataset:
     """Token ids cut at ``max_length``, unpadded: the collator pads each batch to its own longest article."""
-    encoded = checkpoint.tokenizer(
-        [format_input(article) for article in articles], truncation=True, max_length=checkpoint.contract.max_length
-    )
-    n_tokens = sum(len(ids) for ids in encoded["input_ids"])
-    n_unknown = sum(ids.count(checkpoint.tokenizer.unk_token_id) for ids in encoded["input_ids"])
+    encodings = ArticleTokenizer.of(checkpoint.tokenizer).encode(articles, checkpoint.contract.max_length)
+    n_tokens = sum(len(ids) for ids in encodings)
+    n_unknown = sum(ids.count(checkpoint.tokenizer.unk_token_id) for ids in encodings)
     if n_unknown > MAX_UNKNOWN * n_tokens:
         raise InputError(
             f"{checkpoint.contract.base_model}: {n_unknown / n_tokens:.0%} of the articles' tokens are unknown to its "
             "tokenizer; name a multilingual model with the tokenizer it was trained with"
         )
-    return Dataset.from_dict({**encoded, "labels": [article.label for article in articles]})
+    return Dataset.from_dict({"input_ids": encodings, "labels": [article.label for article in articles]})
 
 
 def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:

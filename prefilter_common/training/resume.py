@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from prefilter_common.errors import InputError
-from prefilter_common.files import kept_directory, partial_name
+from prefilter_common.files import kept_directory, parse_json, partial_name
 from prefilter_common.processes import is_main_process, wait_for_all
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def complete_checkpoints(folder: Path) -> dict[Path, CheckpointRecord]:
     found = {}
     for path in folder.glob("checkpoint-*"):
         try:
-            record = json.loads((path / RECORD_FILE).read_text(encoding="utf-8"))
+            record = parse_json((path / RECORD_FILE).read_text(encoding="utf-8"))
             if all((path / name).stat().st_size == size for name, size in record["files"].items()):
                 found[record["step"]] = (path, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -74,7 +74,7 @@ def discard_checkpoints(folder: Path, keep: Collection[Path] = ()) -> None:
 
 
 def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path | None:
-    """The checkpoint that this run continues, or None where it starts anew; what it does not need is deleted.
+    """The checkpoint that this run continues, or None where it starts from scratch; the rest are deleted.
 
     Raises InputError when the interrupted run had other settings or data.
     """
@@ -87,11 +87,11 @@ def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> P
         if changed := _differences(record["settings"], settings):
             raise InputError(
                 f"--resume cannot continue a run with other settings or data: {'; '.join(changed)}; "
-                "restore them, or start anew without --resume"
+                "restore them, or start from scratch without --resume"
             )
         log.info(f"continuing after step {record['step']}")
     elif resume:
-        log.info("there is no checkpoint to continue: starting anew")
+        log.info("there is no checkpoint to continue: starting from scratch")
     elif found:
         step = list(found.values())[-1]["step"]
         log.info(f"discarding the checkpoint of an interrupted run at step {step}; --resume would have continued it")

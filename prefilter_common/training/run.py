@@ -6,6 +6,7 @@ Imports nothing heavy at the top, so that bad input fails before torch is loaded
 import argparse
 import json
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -87,14 +88,14 @@ def train_model_directory(
     recipe = replace(recipe, precision=resolve_precision(recipe))
     with checkpoint_folder(job.output) as checkpoints:
         with named_failures(recipe, checkpoints), shared_directory(job.output, job.overwrite) as directory:
-            run = provenance(job, recipe, argv)
             checkpoint = load_checkpoint_to_train(job, recipe, adapt)
-            settings = settings_to_continue(job, recipe, checkpoint, run)
+            run = provenance(job, recipe, checkpoint, argv)
+            settings = settings_to_continue(job, recipe, run)
             start = starting_point(checkpoints, settings, job.resume)
             saver = CheckpointSaver(checkpoints, settings, job.checkpoint_minutes, start)
             metrics = fine_tune(checkpoint, train, val, recipe, saver)
             if is_main_process():
-                checkpoint = calibrate(checkpoint, val, directory)
+                checkpoint = calibrate(checkpoint, val, directory, 2 * recipe.batch_size)
                 save_model_directory(directory, job.output, checkpoint, metrics, run)
         if is_main_process():
             discard_checkpoints(checkpoints)
@@ -112,15 +113,25 @@ def load_checkpoint_to_train(
     return checkpoint if adapt is None else adapt(checkpoint)
 
 
-def provenance(job: Job, recipe: Recipe, argv: Sequence[str] | None) -> dict[str, Any]:
-    """The content of ``run.json``; ``repeat`` is a command that repeats the run, whatever the defaults become."""
+def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint", argv: Sequence[str] | None) -> dict[str, Any]:
+    """The content of ``run.json``; ``repeat`` is a command that repeats the run, whatever the defaults become.
+
+    Args:
+        checkpoint: as it is before training; the sha256 of ``base_model`` is of its weights, the new head's included.
+    """
     from prefilter_common.runinfo import run_info
     from prefilter_common.splits.guard import manifest_record
+    from prefilter_common.training.resume import base_model_digest
 
     files = {name: job.data_dir / f"{name}.jsonl" for name in ("train", "val")}
     return {
         **run_info(argv, files),
         "manifest": manifest_record(list(files.values())),
+        "base_model": {
+            "name": job.model,
+            "revision": checkpoint.contract.base_revision,
+            "sha256": base_model_digest(checkpoint),
+        },
         "recipe": asdict(recipe),
         "processes": process_count(),
         "repeat": command_to_repeat(job, recipe),
@@ -128,10 +139,14 @@ def provenance(job: Job, recipe: Recipe, argv: Sequence[str] | None) -> dict[str
 
 
 def command_to_repeat(job: Job, recipe: Recipe) -> str:
-    """The script's command line with every flag that matters, quoted for a POSIX shell."""
-    launcher = ["torchrun", f"--nproc_per_node={process_count()}"] if process_count() > 1 else ["python"]
-    words = [*launcher, Path(sys.argv[0]).name]
-    for name, value in {**job.flags, "precision": recipe.precision}.items():
+    """The script's command line with every flag that matters, quoted for a POSIX shell.
+
+    It writes ``<output>-repeat``, so that it runs as it stands beside the model that it repeats. Over several machines
+    each needs its own ``--node_rank`` and the ``--master_addr`` added.
+    """
+    words = [*launcher(), Path(sys.argv[0]).name]
+    repeat = job.output.with_name(f"{job.output.name}-repeat")
+    for name, value in {**job.flags, "output": repeat, "precision": recipe.precision}.items():
         if value is None or value is False or name in ("overwrite", "resume", "checkpoint_minutes"):
             continue
         words.append("--" + name.replace("_", "-"))
@@ -140,10 +155,18 @@ def command_to_repeat(job: Job, recipe: Recipe) -> str:
     return shlex.join(words)
 
 
-def settings_to_continue(job: Job, recipe: Recipe, checkpoint: "Checkpoint", run: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same for ``--resume``, by the name that a message gives it."""
-    from prefilter_common.training.resume import base_model_digest
+def launcher() -> list[str]:
+    """What starts a script in as many processes as this job has, divided among machines as they are now."""
+    processes = process_count()
+    if processes == 1:
+        return ["python"]
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    nodes = [f"--nnodes={processes // local}"] if local < processes else []
+    return ["torchrun", *nodes, f"--nproc_per_node={local}"]
 
+
+def settings_to_continue(job: Job, recipe: Recipe, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same for ``--resume``, by the name that a message gives it."""
     flags = {name: value for name, value in job.flags.items() if name not in FREE | RESOLVED}
     return {
         **{"--" + name.replace("_", "-"): value for name, value in flags.items()},
@@ -152,12 +175,15 @@ def settings_to_continue(job: Job, recipe: Recipe, checkpoint: "Checkpoint", run
         "the number of processes": process_count(),
         "train.jsonl": run["data"]["train"]["sha256"],
         "val.jsonl": run["data"]["val"]["sha256"],
-        "the base model": base_model_digest(checkpoint),
+        "the base model": run["base_model"]["sha256"],
     }
 
 
-def calibrate(checkpoint: "Checkpoint", val: Sequence[Article], directory: Path) -> "Checkpoint":
+def calibrate(checkpoint: "Checkpoint", val: Sequence[Article], directory: Path, batch_size: int) -> "Checkpoint":
     """Fit the temperature on the validation articles; write their calibrated scores into ``directory``.
+
+    Args:
+        batch_size: articles scored at once, as many as training evaluates at once, so that memory suffices.
 
     Returns:
         The same model with the temperature in its contract; 1.0 where only one label occurs, which leaves nothing to
@@ -167,7 +193,7 @@ def calibrate(checkpoint: "Checkpoint", val: Sequence[Article], directory: Path)
     from prefilter_common.statistics.calibration import at_temperature, fit_temperature
 
     contract = replace(checkpoint.contract, temperature=1.0)
-    scores = Scorer.of(replace(checkpoint, contract=contract), checkpoint.model.device).score(val)
+    scores = Scorer.of(replace(checkpoint, contract=contract), checkpoint.model.device).score(val, batch_size)
     labels = labels_of(val)
     temperature = round(fit_temperature(labels, scores), 4) if len(np.unique(labels)) == 2 else 1.0
     log.info(f"temperature {temperature:.2f}, fitted on {len(val)} validation articles")

@@ -119,7 +119,7 @@ class CheckpointSaver(TrainerCallback):
     @staticmethod
     def _stop(signum: int) -> NoReturn:
         if not is_main_process():
-            sys.exit(128 + signum)  # one process speaks
+            sys.exit(128 + signum)  # the main process reports it
         raise KeyboardInterrupt if signum == signal.SIGINT else Stopped(signum)
 
     def _complete(self, state: TrainerState, over: bool) -> None:
