@@ -63,21 +63,37 @@ def exit_code(main: Callable[[], int]) -> int:
         # The Windows console, and a pipe there, is not UTF-8 by default, and titles come in any script.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace", line_buffering=True)
-    try:
-        with _signals_as_exceptions():
+    with _signals_as_exceptions() as ignore_signals:
+        try:
             return main()
-    except InputError as error:
+        except (Exception, KeyboardInterrupt, Stopped) as error:
+            # What is left is one line to print. A launcher sends a signal to a process that has just lost another.
+            ignore_signals()
+            return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Print what ended the script. Returns the exit code."""
+    if isinstance(error, InputError):
         if is_main_process():  # every process of a job reads the same input
             _print_end("error", str(error))
         return 2
-    except (KeyboardInterrupt, Stopped) as stop:
-        _print_end("interrupted", *getattr(stop, "__notes__", ["no unfinished output was left behind"]))
-        return 128 + (stop.signum if isinstance(stop, Stopped) else signal.SIGINT)
-    except Exception as error:
-        if isinstance(error, BrokenPipeError):
-            _discard_stdout()
-        _print_end("error", summary_of(error), *getattr(error, "__notes__", []))
-        return 1
+    if isinstance(error, (KeyboardInterrupt, Stopped)):
+        _print_end("interrupted", *(_notes(error) or ["no unfinished output was left behind"]))
+        return 128 + (error.signum if isinstance(error, Stopped) else signal.SIGINT)
+    if isinstance(error, BrokenPipeError):
+        _discard_stdout()
+    _print_end("error", summary_of(error), *_notes(error))
+    return 1
+
+
+def _notes(error: BaseException | None) -> list[str]:
+    """Of an error, or of the one that was on its way up when this one, a signal, arrived."""
+    while error is not None:
+        if notes := getattr(error, "__notes__", None):
+            return notes
+        error = error.__context__
+    return []
 
 
 def _print_end(kind: str, *parts: str) -> None:
@@ -115,11 +131,20 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what is unfinished is cleared away."""
+def _signals_as_exceptions() -> Iterator[Callable[[], None]]:
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that what is unfinished is cleared away.
+
+    Yields a function after whose call they are ignored.
+    """
+    ignored = False
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise Stopped(signum)
+        if not ignored:
+            raise Stopped(signum)
+
+    def ignore() -> None:
+        nonlocal ignored
+        ignored = True
 
     earlier = {}
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
@@ -128,7 +153,7 @@ def _signals_as_exceptions() -> Iterator[None]:
         if signum is not None and signal.getsignal(signum) is not signal.SIG_IGN:
             earlier[signum] = signal.signal(signum, stop)
     try:
-        yield
+        yield ignore
     finally:
         for signum, handler in earlier.items():
             signal.signal(signum, handler)

@@ -15,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from prefilter_common.errors import InputError
 
+PROBES = 100
+
 
 def write_text(path: Path, text: str) -> None:
     """``write_bytes`` of the text in UTF-8."""
@@ -170,21 +172,37 @@ def require_files(*paths: Path) -> None:
 def _require_writable(path: Path) -> None:
     """Raise InputError unless something can be created beside ``path`` under a longer name; leaves nothing behind.
 
-    It is created and removed again, since no rule about permissions, links and names would be complete; inside a folder
-    of a random name, so that processes that check the same path do not meet. A process that is killed in between leaves
-    that folder, hidden and empty.
+    It is created and removed again: no rule about permissions, links and names would be complete.
     """
+    missing: list[Path] = []
     with _named_errors(path):
         for link in (path, *path.parents):
             if link.is_symlink() and not link.exists():
                 raise InputError(f"{link}: is a link to nothing; delete it, or name another output")
         path = _resolved(path)
-        existing = next(folder for folder in path.parents if folder.exists())
-        probe = existing / f".{secrets.token_hex(8)}.writable"
         try:
-            (probe / path.parent.relative_to(existing) / f".{path.name}.writable").mkdir(parents=True)
+            missing = [folder for folder in path.parents if not folder.exists()]
+            _create_and_remove(path.with_name(f".{path.name}.writable"))
         finally:
-            shutil.rmtree(probe, ignore_errors=True)
+            for folder in missing:
+                with suppress(OSError):
+                    folder.rmdir()
+
+
+def _create_and_remove(folder: Path) -> None:
+    """Of several processes that check the same path, one may remove what another has just created; then it tries again.
+
+    The name is the same each time, so that the next run clears away what a killed one left.
+    """
+    for attempt in range(PROBES):
+        try:
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(exist_ok=True)
+            folder.rmdir()
+            return
+        except FileNotFoundError:
+            if attempt == PROBES - 1:
+                raise
 
 
 def partial_name(target: Path) -> Path:

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 from prefilter_common.cli import Parser, configure_logging, exit_code, printable, table
-from prefilter_common.errors import InputError
+from prefilter_common.errors import InputError, RunError
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -119,3 +119,30 @@ def test_what_comes_from_elsewhere_cannot_forge_a_row_or_steer_the_terminal(caps
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 2 and all(line.isprintable() for line in err.splitlines())
     assert "\\x1b[1A" in err and "\\u202e" in err
+
+
+def test_a_signal_that_arrives_while_an_error_is_on_its_way_up_keeps_what_the_error_says(capsys):
+    def main():
+        try:
+            error = RunError("another process ended")
+            error.add_note("--resume continues after step 8")
+            raise error
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+
+    assert exit_code(main) == 143
+    assert capsys.readouterr().err == "interrupted: --resume continues after step 8\n"
+
+
+def test_a_signal_that_arrives_while_the_last_line_is_printed_changes_nothing(capsys, monkeypatch):
+    def summary(error):
+        signal.raise_signal(signal.SIGTERM)
+        return str(error)
+
+    monkeypatch.setattr("prefilter_common.cli.summary_of", summary)
+
+    def main():
+        raise RunError("the disk is full")
+
+    assert exit_code(main) == 1
+    assert capsys.readouterr().err == "error: the disk is full\n"

@@ -123,3 +123,13 @@ def test_json_is_read_strictly(text):
     with pytest.raises(ValueError):
         parse_json(text)
     assert parse_json('{"a": {"a": 1}, "b": [{"a": 1}, {"a": 2}]}')["b"][1] == {"a": 2}
+
+
+def test_processes_that_check_the_same_new_path_do_not_meet(tmp_path):
+    """As the processes of one job do; the folder in which the output will be is missing."""
+    check = "import sys; from pathlib import Path; from prefilter_common.files import require_free\n"
+    check += f"for i in range(300): require_free(Path({str(tmp_path / 'models' / 'm')!r}))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    running = [subprocess.Popen([sys.executable, "-c", check], env=env, stderr=subprocess.PIPE) for _ in range(4)]
+    assert [process.communicate()[1] for process in running] == [b""] * 4
+    assert list(tmp_path.iterdir()) == []

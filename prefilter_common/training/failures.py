@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from prefilter_common.errors import InputError, RunError
+from prefilter_common.errors import InputError, RunError, Stopped
 from prefilter_common.processes import is_main_process, process_count
 from prefilter_common.runinfo import peak_gpu_memory
 from prefilter_common.training.recipe import Recipe
@@ -30,11 +30,19 @@ def named_failures(recipe: Recipe, folder: Path) -> Iterator[None]:
         raise RunError(_diverged(error, folder)) from error
     except BaseException as error:
         failure = _named(error, recipe)
-        if records := list(complete_checkpoints(folder).values()):
-            failure.add_note(f"the same command plus --resume continues after step {records[-1]['step']}")
+        try:
+            steps = _steps(folder)
+        except Stopped:  # from a launcher that has lost a process; this one is ending as it is
+            steps = _steps(folder)
+        if steps:
+            failure.add_note(f"the same command plus --resume continues after step {steps[-1]}")
         if failure is error:
             raise
         raise failure from error
+
+
+def _steps(folder: Path) -> list[int]:
+    return [record["step"] for record in complete_checkpoints(folder).values()]
 
 
 def _named(error: BaseException, recipe: Recipe) -> BaseException:
@@ -51,7 +59,7 @@ def _lost_connection(error: RuntimeError) -> bool:
 
 
 def _diverged(error: FloatingPointError, folder: Path) -> str:
-    steps = [record["step"] for record in complete_checkpoints(folder).values()]
+    steps = _steps(folder)
     kept = f", and so would --resume after step {steps[-1]}, whose checkpoint is kept" if steps else ""
     return (
         f"{error}: start from scratch with a lower --learning-rate or --precision fp32; the same settings would "
