@@ -200,7 +200,7 @@ def _create_and_remove(folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             folder.rmdir()
             return
-        except FileNotFoundError:
+        except (FileExistsError, FileNotFoundError):  # existed at one look, and did not at the next
             if attempt == PROBES - 1:
                 raise
 
