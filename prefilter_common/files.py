@@ -192,7 +192,8 @@ def _require_writable(path: Path) -> None:
 def _create_and_remove(folder: Path) -> None:
     """Of several processes that check the same path, one may remove what another has just created; then it tries again.
 
-    Missing parents may stay then, empty. The name is the same each time, so that the next run clears away what a killed one left.
+    Missing parents may stay then, empty. The name is the same each time, so that the next run clears away what a killed
+    one left.
     """
     for attempt in range(PROBES):
         try:
