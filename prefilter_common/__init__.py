@@ -1,9 +1,10 @@
 """What the four scripts share, in rooms. Imports go down this list only, and a test holds them to it:
 
-articles errors cli files processes runinfo      the record; plumbing
+articles errors cli files processes runinfo page      the record; plumbing
 models/       what a model directory holds
 statistics/   arrays in, numbers out
 scoring/      articles in, P(commerce) out
+splits/       scored articles in, train, validation and test sets out; an audit of any splits
 training/     articles and a base model in, a model directory out
 evaluation/   model directories and labelled articles in, results and a choice out
 benchmark/    a model directory and articles in, the cheapest faithful way to run it out

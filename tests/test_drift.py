@@ -8,6 +8,7 @@ from prefilter_common.articles import Article
 from prefilter_common.evaluation import drift
 from prefilter_common.evaluation.drift import flag_change, mix_change
 from prefilter_common.evaluation.language import languages
+from prefilter_common.scoring import streaming
 
 
 def streamed(path, flagged, n=1_000):
@@ -26,15 +27,32 @@ def test_the_same_traffic_has_not_changed(tmp_path, capsys):
 
 
 def test_what_two_outputs_of_the_scorer_cannot_show_is_said(tmp_path, capsys):
-    """They carry neither texts nor languages."""
+    """Those of earlier versions carry neither languages nor lengths."""
     a, b = streamed(tmp_path / "a.jsonl", 52), streamed(tmp_path / "b.jsonl", 55)
     assert call(drift, (a, b)) == 0
     out = capsys.readouterr().out
-    assert f'lengths: not compared; {a}, {b}: not all rows have "title" and "content"' in out
+    assert f'lengths: not compared; {a}, {b}: not all rows have "characters", or "title" and "content"' in out
     assert f'languages: not compared; {a}, {b}: not all rows have "language"' in out
     joined = [{"title": "news", "content": f"{i}", "score": 0.1} for i in range(100)]
     assert call(drift, (write_jsonl(tmp_path / "c.jsonl", joined), b)) in (0, 3)
     assert f"lengths: not compared; {b}: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_outputs_of_the_scorer_are_compared_in_everything(tmp_path, trained, capsys):
+    articles = [
+        {"id": str(i), "title": "News", "content": "word " * (10 + i), "language": "en" if i % 3 else "el"}
+        for i in range(60)
+    ]
+    later = [{**article, "language": "en", "content": article["content"] * 40} for article in articles]
+    for name, rows in (("before", articles), ("now", later)):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        flags = [trained / "tiny", tmp_path / f"{name}.jsonl", tmp_path / f"{name}_scored.jsonl"]
+        assert call(streaming, flags) == 0
+    capsys.readouterr()
+    assert call(drift, [tmp_path / "before_scored.jsonl", tmp_path / "now_scored.jsonl"]) == 3
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {"languages", "lengths"} <= set(last["changed"]) and last["not_compared"] == []
 
 
 def test_a_line_separator_in_a_title_ends_no_line(tmp_path, capsys):

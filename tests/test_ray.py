@@ -1,14 +1,15 @@
-"""The README's recipe for Ray Data, as it stands there, in two local workers."""
+"""The recipe for Ray Data in the docstring of the scoring package, as it stands there, in two local workers."""
 
 import os
-import re
 import subprocess
 import sys
+import textwrap
 
 import pyarrow.parquet
 import pytest
 from conftest import ROOT, write_jsonl
 
+from prefilter_common import scoring
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.scoring.scorer import Scorer
 
@@ -18,9 +19,8 @@ pytest.importorskip("ray")
 
 
 def recipe():
-    """The fenced block of the README whose first line is the comment ``# ray``."""
-    (block,) = re.findall(r"```python\n(# ray\n.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    return block
+    """The lines that are indented, from the comment ``# ray`` on."""
+    return textwrap.dedent(scoring.__doc__[scoring.__doc__.index("    # ray\n") :])
 
 
 def run_recipe(tmp_path, model, **replaced):

@@ -3,9 +3,9 @@
     python -m prefilter_common.evaluation.drift reference.jsonl scored.jsonl
 
 Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". Compared is what
-both files have: flag rate, scores, languages, lengths. An output of the scorer has neither title nor content, so
-languages and lengths are compared only where its rows were joined to their articles; what is not compared is named. A
-change counts where it is larger than its bound and beyond chance.
+both files have: flag rate, scores, languages, lengths; what is not compared is named. The language of articles without
+one is identified; the scorer's rows have the language that the article had. A change counts where it is larger than its
+bound and beyond chance.
 
 The last line on stdout is one JSON object. Exit code 0: no such change; 3: at least one, for cron; 2: bad input.
 """
@@ -122,7 +122,13 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
         flags = np.array([row.get("is_commerce", row["score"] >= threshold) for row in rows], bool)
     if not all("title" in row or "content" in row or "text" in row for row in rows):
         named = all(row.get("language") for row in rows)
-        return Traffic(flags, scores, [str(row["language"]) for row in rows] if named else None, None)
+        counted = all(type(row.get("characters")) is int for row in rows)
+        return Traffic(
+            flags,
+            scores,
+            [str(row["language"]) for row in rows] if named else None,
+            np.array([row["characters"] for row in rows]) if counted else None,
+        )
     articles = [
         Article(str(row.get("title") or ""), str(row.get("content") or row.get("text") or ""),
                 language=row.get("language"))
@@ -182,7 +188,7 @@ def not_compared(files: Mapping[Path, Traffic]) -> dict[str, str]:
         "flag rate": ("flags", '"score"'),
         "scores": ("scores", '"score"'),
         "languages": ("languages", '"language", or "title" and "content"'),
-        "lengths": ("characters", '"title" and "content"'),
+        "lengths": ("characters", '"characters", or "title" and "content"'),
     }
     lacking = {
         what: ", ".join(str(path) for path, traffic in files.items() if getattr(traffic, field) is None)

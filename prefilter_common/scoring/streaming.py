@@ -2,8 +2,12 @@
 
     python -m prefilter_common.scoring models/multilingual-e5-small in.jsonl out.jsonl
 
-Writes one row per article, in the order of the input: {"id": "a1", "score": 0.981234, "is_commerce": true}. An id that
-occurs twice gives two rows. The output appears complete or not at all. The same command resumes a run that was killed
+Writes one row per article, in the order of the input:
+
+    {"id": "a1", "score": 0.981234, "is_commerce": true, "language": "en", "characters": 130}
+
+The language is the article's own, or null; the characters are those of title and content together. An id that occurs
+twice gives two rows. The output appears complete or not at all. The same command resumes a run that was killed
 or interrupted.
 
 The last line on stdout is one JSON object; its seconds are those of this run, without loading.
@@ -57,6 +61,8 @@ class ScoreRow(TypedDict):
     id: str | None
     score: float
     is_commerce: bool
+    language: str | None
+    characters: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -237,5 +243,11 @@ def keep_rows(rows: BinaryIO, articles: Iterator[Article], folder: Path) -> tupl
 
 def row_line(article: Article, score: float, is_commerce: bool) -> str:
     """One line of the output."""
-    row: ScoreRow = {"id": article.id, "score": round(score, 6), "is_commerce": is_commerce}
+    row: ScoreRow = {
+        "id": article.id,
+        "score": round(score, 6),
+        "is_commerce": is_commerce,
+        "language": article.language,
+        "characters": len(article.title) + len(article.content),
+    }
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
