@@ -36,8 +36,9 @@ from prefilter_common.cli import (
     whole_number,
 )
 from prefilter_common.errors import InputError
-from prefilter_common.files import require_files, write_json
+from prefilter_common.files import write_json
 from prefilter_common.models.directory import RECOMMENDATION_FILE, model_directories, write_recommendation
+from prefilter_common.outputs import require_files
 from prefilter_common.scoring.engines import ENGINES, EngineName
 
 if TYPE_CHECKING:

@@ -42,8 +42,8 @@ from prefilter_common.evaluation.results import compare, write_results
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
 from prefilter_common.evaluation.traffic.audit import read_audit
 from prefilter_common.evaluation.traffic.labelling import require_unlabelled
-from prefilter_common.files import require_files
 from prefilter_common.models.directory import model_directories
+from prefilter_common.outputs import require_files
 from prefilter_common.processes import is_main_process
 from prefilter_common.runinfo import run_info
 from prefilter_common.scoring.engines import ENGINES, REFERENCE, EngineName

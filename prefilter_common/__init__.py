@@ -1,6 +1,6 @@
 """What the four scripts share, in rooms. Imports go down this list only, and a test holds them to it:
 
-articles errors cli files processes runinfo page      the record; plumbing
+articles errors cli files outputs processes runinfo page      the record; plumbing
 models/       what a model directory holds
 statistics/   arrays in, numbers out
 scoring/      articles in, P(commerce) out

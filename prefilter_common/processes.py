@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from prefilter_common.files import new_directory, partial_name
+from prefilter_common.outputs import new_directory, partial_name
 
 
 def process_count() -> int:

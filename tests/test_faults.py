@@ -12,23 +12,25 @@ from malformed import snapshot
 import benchmark_inference
 import evaluate_models
 import train_encoder
-from prefilter_common import files
+from prefilter_common import outputs
 from prefilter_common.benchmark import timing
-from prefilter_common.files import kept_directory, new_directory
+from prefilter_common.outputs import kept_directory, new_directory
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.conversion import is_current
 from prefilter_common.training.resume import complete_checkpoints
 
 ERRORS = ["ENOSPC", "EIO", "EACCES", Killed]
+# Where a run takes a second, the three errors take turns, so that each step fails in one way and is killed in another.
+IN_TURN = {"ENOSPC": (1, 3), "EIO": (2, 3), "EACCES": (3, 3), Killed: (1, 1)}
 
 
-def every_step(folder, error, run, prepare=lambda: None, stride=1):
+def every_step(folder, error, run, prepare=lambda: None, steps=(1, 1)):
     """Call ``run`` with the first step failing, the second ...; yield after each until no step is left.
 
     Args:
-        stride: 2 for every other step, and so on.
+        steps: the first step, and how many further each next one is.
     """
-    for step in range(1, 500, stride):
+    for step in range(steps[0], 500, steps[1]):
         prepare()
         with faults(folder, step, error) as plan:
             outcome = run()
@@ -48,7 +50,7 @@ def visible(folder):
 @pytest.mark.parametrize("error", ERRORS)
 def test_a_directory_is_old_or_new_or_absent(tmp_path, monkeypatch, error, existing, exchange):
     if not exchange:
-        monkeypatch.setattr(files, "_exchange", lambda first, second: False)
+        monkeypatch.setattr(outputs, "_exchange", lambda first, second: False)
 
     def save(content):
         with new_directory(tmp_path / "m", overwrite=True) as partial:
@@ -78,7 +80,7 @@ def test_a_directory_is_old_or_new_or_absent(tmp_path, monkeypatch, error, exist
             break
         recovered = tmp_path / ".m.old"
         if not found and recovered.exists():
-            with pytest.raises(files.InputError, match="already exists"), new_directory(tmp_path / "m"):
+            with pytest.raises(outputs.InputError, match="already exists"), new_directory(tmp_path / "m"):
                 pass
             assert (tmp_path / "m" / "a").read_text() in ("old", "new")
         save("again")
@@ -123,7 +125,7 @@ def test_training(tmp_path, tiny_encoder, data_dir, quick_training, capsys, erro
     run = command(train_encoder, ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "m",
                                   "--max-val-samples", "4", "--overwrite", *TRAIN_FLAGS])  # fmt: skip
     assert run() == 0
-    for code in every_step(tmp_path, error, run):
+    for code in every_step(tmp_path, error, run, steps=IN_TURN[error]):
         check_end(code, capsys)
         assert {path.name for path in (tmp_path / "m").iterdir()} == FILES
         json.loads((tmp_path / "m" / "run.json").read_text(encoding="utf-8"))
@@ -139,7 +141,7 @@ def test_training_that_is_killed_while_it_writes_checkpoints_continues(tmp_path,
     assert run() == 0
     expected = (output / "model.safetensors").read_bytes()
     complete = 0
-    for code in every_step(checkpoints, Killed, run, lambda: shutil.rmtree(output), stride=4):
+    for code in every_step(checkpoints, Killed, run, lambda: shutil.rmtree(output), (1, 4)):
         assert code == "killed"
         complete += bool(complete_checkpoints(checkpoints))
         assert output.exists() or resume() == 0
@@ -156,7 +158,7 @@ def test_evaluation(tmp_path, trained, data_dir, capsys, error, monkeypatch):
     monkeypatch.setattr("prefilter_common.evaluation.run.time_single_articles", lambda *rest: (np.ones(1), np.ones(1)))
     assert run() == 0
     expected = visible(tmp_path).keys()
-    for code in every_step(tmp_path, error, run):
+    for code in every_step(tmp_path, error, run, steps=IN_TURN[error]):
         check_end(code, capsys, "tiny: ")
         found = {name for name in visible(tmp_path) if not name.split("/")[-1].startswith(".")}
         assert found == expected
@@ -211,7 +213,7 @@ def test_benchmark(tmp_path, trained, data_dir, capsys, error, monkeypatch):
         shutil.rmtree(tmp_path / "tiny", ignore_errors=True)
         shutil.copytree(trained / "tiny", tmp_path / "tiny")
 
-    for number, code in enumerate(every_step(tmp_path, error, run, prepare)):
+    for number, code in enumerate(every_step(tmp_path, error, run, prepare, IN_TURN[error])):
         check_end(code, capsys)
         folder = tmp_path / "tiny" / "onnxruntime-fp32"
         assert not folder.exists() or is_current(folder)
@@ -225,9 +227,9 @@ def test_kept_directories_follow_no_link(tmp_path):
     (tmp_path / "precious").write_text("mine")
     (tmp_path / ".out.partial").mkdir()
     (tmp_path / ".out.partial" / "rows.jsonl").symlink_to(tmp_path / "precious")
-    with pytest.raises(files.InputError, match="is a link, or contains one"), kept_directory(tmp_path / "out"):
+    with pytest.raises(outputs.InputError, match="is a link, or contains one"), kept_directory(tmp_path / "out"):
         pass
     (tmp_path / ".new.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(files.InputError, match="cannot be created"), new_directory(tmp_path / "new"):
+    with pytest.raises(outputs.InputError, match="cannot be created"), new_directory(tmp_path / "new"):
         pass
     assert (tmp_path / "precious").read_text() == "mine"

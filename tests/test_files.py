@@ -7,8 +7,9 @@ import pytest
 from conftest import ROOT
 
 from prefilter_common.errors import InputError
-from prefilter_common.files import new_directory, parse_json, write_json
+from prefilter_common.files import parse_json, write_json
 from prefilter_common.models.directory import model_directories
+from prefilter_common.outputs import new_directory
 
 
 def names(path):
@@ -43,7 +44,7 @@ def test_a_finished_directory_is_replaced_only_when_told_to(tmp_path):
 
 def test_a_directory_that_another_live_process_writes_is_refused_and_a_dead_ones_cleared(tmp_path):
     script = (
-        "import sys; from pathlib import Path; from prefilter_common.files import new_directory\n"
+        "import sys; from pathlib import Path; from prefilter_common.outputs import new_directory\n"
         f"with new_directory(Path({str(tmp_path / 'm')!r})) as p:\n"
         "    (p / 'half').write_text('x'); print('ready', flush=True); sys.stdin.read()"
     )
@@ -127,7 +128,7 @@ def test_json_is_read_strictly(text):
 
 def test_processes_that_check_the_same_new_path_do_not_meet(tmp_path):
     """As the processes of one job do; the folder in which the output will be is missing."""
-    check = "import sys; from pathlib import Path; from prefilter_common.files import require_free\n"
+    check = "import sys; from pathlib import Path; from prefilter_common.outputs import require_free\n"
     check += f"for i in range(300): require_free(Path({str(tmp_path / 'models' / 'm')!r}))"
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     running = [subprocess.Popen([sys.executable, "-c", check], env=env, stderr=subprocess.PIPE) for _ in range(4)]

@@ -48,7 +48,7 @@ def test_workers_end_with_the_benchmark(tmp_path, trained, data_dir, signum, cod
 SAVE_FOREVER = """
 import sys
 from pathlib import Path
-from prefilter_common.files import new_directory
+from prefilter_common.outputs import new_directory
 version = 0
 while True:
     version += 1

@@ -9,6 +9,7 @@ from conftest import ROOT
 ORDER = [
     "errors",
     "files",
+    "outputs",
     "processes",
     "cli",
     "runinfo",

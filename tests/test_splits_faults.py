@@ -65,7 +65,7 @@ def test_splits_are_old_or_new_or_absent(tmp_path, old, monkeypatch, capsys, nam
     new, new_middle = content(work / "out"), content(work).get("middle.jsonl")
     old_splits, old_middle = (content(old / "out"), content(old)["middle.jsonl"]) if existing else (None, None)
     for code in every_step(tmp_path, error, run, prepare):
-        check_end(code, error, capsys)
+        check_end(code, capsys)
         splits, middle = content(work / "out"), content(work).get("middle.jsonl")
         assert splits in (old_splits, new) and middle in (old_middle, new_middle)
         # The articles in the middle are written last.

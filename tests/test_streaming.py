@@ -9,8 +9,8 @@ import pytest
 from conftest import ROOT, call, write_jsonl
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.files import kept_directory
 from prefilter_common.models.directory import read_contract
+from prefilter_common.outputs import kept_directory
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName

@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
-from scipy.special import chndtr
-from scipy.stats import chi2
 
 from prefilter_common.articles import Article
 from prefilter_common.cli import Parser, exit_code, fraction, positive_float
@@ -29,8 +27,8 @@ from prefilter_common.errors import InputError
 from prefilter_common.evaluation.language import languages
 from prefilter_common.evaluation.slices import CHARACTERS, buckets, characters
 from prefilter_common.files import parse_json
-from prefilter_common.statistics.intervals import ratio_interval
-from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
+from prefilter_common.statistics.intervals import ratio_interval, stability_index
+from prefilter_common.statistics.metrics import as_interval
 
 CHANGED = 3
 SCORE_BINS = 10
@@ -212,40 +210,17 @@ def flag_change(before: np.ndarray, now: np.ndarray, bound: float) -> Change:
 
 
 def mix_change(what: str, before: Sequence[str], now: Sequence[str], bound: float) -> Change:
-    """The population stability index of two samples of categories, less what chance alone adds, and its interval.
-
-    Half an article is added to each category. Times n·m / (n + m) the index follows a noncentral chi-squared
-    distribution, whose noncentrality has the limits that make what was seen a 2.5 % event. In simulations with 4 and 10
-    categories and 300 to 3,000 articles the interval covers the true index in 94 to 96 %; in 97 to 98.5 % where nothing
-    has changed, since the index cannot be below 0 and only the upper tail errs.
-    """
+    """The population stability index of two samples of categories, with its interval."""
     names = sorted({*before, *now})
-    counts = [np.array([n[name] for name in names], float) + 0.5 for n in (Counter(before), Counter(now))]
+    counts = [np.array([n[name] for name in names], float) for n in (Counter(before), Counter(now))]
+    value, low, high = stability_index(*counts)
     p, q = (count / count.sum() for count in counts)
-    index = float(((q - p) * np.log(q / p)).sum())
-    scale = len(before) * len(now) / (len(before) + len(now))
-    freedom = max(len(names) - 1, 1)
-    limits = [
-        _noncentrality(index * scale, freedom, tail) / scale for tail in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2)
-    ]
     most = sorted(zip(q - p, names, p, q, strict=True), key=lambda row: -abs(row[0]))[:3]
-    value = max(index - freedom / scale, 0.0)
     return {
-        "what": what, "value": value, "interval": as_interval(*limits), "bound": bound,
-        "changed": bool(value > bound and limits[0] > 0),
+        "what": what, "value": value, "interval": as_interval(low, high), "bound": bound,
+        "changed": bool(value > bound and low > 0),
         "detail": "; ".join(f"{_named(what, name)} {a:.1%} before, {b:.1%} now" for _, name, a, b in most),
     }  # fmt: skip
-
-
-def _noncentrality(seen: float, freedom: int, tail: float) -> float:
-    """The noncentrality at which a share ``tail`` of the distribution lies below ``seen``; 0 where there is none."""
-    if chi2.cdf(seen, freedom) <= tail:
-        return 0.0
-    low, high = 0.0, seen + 10 * (1 + seen) ** 0.5 + 10
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if chndtr(seen, freedom, middle) > tail else (low, middle)
-    return low
 
 
 def _named(what: str, name: str) -> str:

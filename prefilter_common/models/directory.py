@@ -24,8 +24,9 @@ import numpy as np
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json, require_free, write_json, write_json_lines, write_text
+from prefilter_common.files import parse_json, write_json, write_json_lines, write_text
 from prefilter_common.models.contract import Contract
+from prefilter_common.outputs import require_free
 from prefilter_common.runinfo import RunInfo
 
 log = logging.getLogger(__name__)

@@ -15,9 +15,10 @@ from tokenizers import Tokenizer
 
 from prefilter_common.articles import Article, capped
 from prefilter_common.errors import InputError
-from prefilter_common.files import new_directory, write_json
+from prefilter_common.files import write_json
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import read_contract, read_record, sha256_of
+from prefilter_common.outputs import new_directory
 from prefilter_common.scoring.engines import EngineName, Unavailable, check_available, log_odds_module
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 

@@ -7,8 +7,7 @@ Writes one row per article, in the order of the input:
     {"id": "a1", "score": 0.981234, "is_commerce": true, "language": "en", "characters": 130}
 
 The language is the article's own, or null; the characters are those of title and content together. An id that occurs
-twice gives two rows. The output appears complete or not at all. The same command resumes a run that was killed
-or interrupted.
+twice gives two rows. The output appears complete or not at all. The same command resumes a run that was interrupted.
 
 The last line on stdout is one JSON object; its seconds are those of this run, without loading.
 """
@@ -26,7 +25,8 @@ from typing import Any, BinaryIO, TypedDict
 from prefilter_common.articles import Article, read_articles
 from prefilter_common.cli import Parser, batch_size, configure_logging, threads
 from prefilter_common.errors import InputError
-from prefilter_common.files import kept_directory, parse_json, require_files, write_json
+from prefilter_common.files import parse_json, write_json
+from prefilter_common.outputs import kept_directory, require_files
 from prefilter_common.runinfo import file_fingerprint, peak_memory_mib
 from prefilter_common.scoring.conversion import fingerprints
 from prefilter_common.scoring.engines import ENGINES, EngineName
@@ -244,10 +244,7 @@ def keep_rows(rows: BinaryIO, articles: Iterator[Article], folder: Path) -> tupl
 def row_line(article: Article, score: float, is_commerce: bool) -> str:
     """One line of the output."""
     row: ScoreRow = {
-        "id": article.id,
-        "score": round(score, 6),
-        "is_commerce": is_commerce,
-        "language": article.language,
+        "id": article.id, "score": round(score, 6), "is_commerce": is_commerce, "language": article.language,
         "characters": len(article.title) + len(article.content),
-    }
+    }  # fmt: skip
     return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"

@@ -193,7 +193,8 @@ def audit_options(args: Namespace) -> "AuditOptions":
 
 def run_audit(options: "AuditOptions", argv: Sequence[str]) -> int:
     """Write the report and print it. Returns 1 if train and test overlap."""
-    from prefilter_common.files import require_files, write_json
+    from prefilter_common.files import write_json
+    from prefilter_common.outputs import require_files
     from prefilter_common.splits.audit.report import audit_text, write_audit_page
     from prefilter_common.splits.audit.run import audit
 

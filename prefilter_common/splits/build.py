@@ -10,7 +10,8 @@ from typing import Any
 
 from prefilter_common.articles import COMMERCE, JOURNALISM, LABEL_NAMES, Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import require_files, write_text
+from prefilter_common.files import write_text
+from prefilter_common.outputs import require_files
 from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.cleaning import (

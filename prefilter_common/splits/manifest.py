@@ -11,8 +11,9 @@ from typing import Any
 
 from prefilter_common.articles import LABEL_NAMES, Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import new_directory, parse_json, require_free, write_json, write_json_lines
+from prefilter_common.files import parse_json, write_json, write_json_lines
 from prefilter_common.models.directory import read_record
+from prefilter_common.outputs import new_directory, require_free
 from prefilter_common.runinfo import commit, file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.cleaning import Row

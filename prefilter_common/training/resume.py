@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from prefilter_common.errors import InputError
-from prefilter_common.files import kept_directory, parse_json, partial_name
+from prefilter_common.files import parse_json
+from prefilter_common.outputs import kept_directory, partial_name
 from prefilter_common.processes import is_main_process, wait_for_all
 
 if TYPE_CHECKING:

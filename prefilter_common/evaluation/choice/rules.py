@@ -60,12 +60,7 @@ def choose(
         }  # fmt: skip
     rivals = [c for c in passing if c["tier"] == "target"] or passing
     apart = bool(differing(traffic, {c["model"] for c in rivals}))
-    by_speed = rivals[0]["tier"] == "target" and not apart and any(c["cpu_ms"] is not None for c in rivals)
-    if by_speed:
-        best = min(rivals, key=lambda c: (_ms(c), -c["precision"], -c["f1"]))
-    else:
-        # Speed says nothing of models that differ on the traffic, not even between equally good ones.
-        best = min(rivals, key=lambda c: (-c["precision"], -c["f1"], 0 if apart else _ms(c)))
+    best, by_speed = _favourite(rivals, apart)
     objections = objections_to(best["model"], set(models), assessed, comparison, traffic, audit, queues or {})
     better_than = [name for name in models if name in beaten and assessed[name]["tier"] != "none"]
     reason = _reason(best, rivals, [] if best["model"] in beaten else better_than, len(models), by_speed)
@@ -80,6 +75,17 @@ def choose(
         "cautions": _cautions(best, models[best["model"]], traffic, audit),
         **result,
     }
+
+
+def _favourite(rivals: Sequence[dict], apart: bool) -> tuple[dict, bool]:
+    """The best of models that meet as much, and whether speed decided.
+
+    Speed says nothing of models that differ on the traffic, not even between equally good ones.
+    """
+    by_speed = rivals[0]["tier"] == "target" and not apart and any(c["cpu_ms"] is not None for c in rivals)
+    if by_speed:
+        return min(rivals, key=lambda c: (_ms(c), -c["precision"], -c["f1"])), True
+    return min(rivals, key=lambda c: (-c["precision"], -c["f1"], 0 if apart else _ms(c))), False
 
 
 def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> dict[str, Any]:
