@@ -23,7 +23,7 @@ def wait_for(condition, seconds=120):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_workers_end_with_the_benchmark(tmp_path, trained, data_dir, signum, code):
     """Endless rounds, so that a worker is in the middle of a computation."""
     command = [sys.executable, "benchmark_inference.py", "--model", trained / "tiny", "--rounds", "1000"]

@@ -17,7 +17,7 @@ from prefilter_common.splits.duplicates import clusters, find_pairs
 pytestmark = pytest.mark.slow
 
 FULL_SIZE = 50_000
-ARTICLES = int(os.environ.get("SPLITS_ARTICLES", "10000"))
+ARTICLES = int(os.environ.get("SPLITS_ARTICLES", "5000"))
 # Common to many articles of a feed, and long enough to count as text that two articles share.
 BOILERPLATE = "Follow us on social media and sign up for our newsletter to get the best stories in the morning. "
 STUB = "You have read all of your free articles for this month. Subscribe now to go on reading this one. " * 2

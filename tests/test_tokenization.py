@@ -215,13 +215,13 @@ def test_the_packaged_encoders_own_tokenizer():
     ours = ArticleTokenizer.of(theirs)
 
     @given(text=TANGLED)
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=150, deadline=None)
     def divided(text):
         assert_breaks_divide(ours, text)
 
     divided()
     articles = [a for name in ("train", "val", "test") for a in load_articles(SPLITS / f"{name}.jsonl")]
-    joined = [Article(a.title, " ".join(b.content for b in articles[i : i + 40])) for i, a in enumerate(articles)]
+    joined = [Article(a.title, " ".join(b.content for b in articles[i : i + 40])) for i, a in enumerate(articles[::8])]
     assert_same((theirs, ours), articles + joined, [3, 64, 512])
 
 
