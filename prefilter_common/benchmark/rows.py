@@ -50,6 +50,25 @@ class Reference:
     n_val: int
 
 
+class Machine(TypedDict):
+    """What the timings depend on besides the model; ``matrix_gflops`` by precision, None where it is not available."""
+
+    device: str
+    threads: int
+    rounds: int
+    cpu_load_before_percent: float
+    matrix_gflops: dict[str, float | None]
+
+
+class Articles(TypedDict):
+    """Which articles the figures are of."""
+
+    mean_tokens: float
+    max_tokens: int
+    timed_articles: int
+    compared_articles: int
+
+
 class WorkerFacts(TypedDict):
     """What is known of an engine's process: precision, seconds to load, memory, size on disk."""
 

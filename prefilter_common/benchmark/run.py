@@ -11,7 +11,16 @@ import numpy as np
 
 from prefilter_common.articles import Article, capped, labels_of
 from prefilter_common.benchmark.fidelity import Tolerance
-from prefilter_common.benchmark.rows import BenchmarkRow, Configuration, Reference, Single, WorkerFacts, row_of
+from prefilter_common.benchmark.rows import (
+    Articles,
+    BenchmarkRow,
+    Configuration,
+    Machine,
+    Reference,
+    Single,
+    WorkerFacts,
+    row_of,
+)
 from prefilter_common.benchmark.timing import Worker, matrix_rates, operations
 from prefilter_common.benchmark.two_pass import FIRST_LENGTHS, choose_two_pass
 from prefilter_common.cli import summary_of
@@ -58,7 +67,7 @@ class Options:
     threads: int | None
 
 
-def conditions_of(options: Options) -> dict[str, Any]:
+def conditions_of(options: Options) -> Machine:
     """Device, threads, load and the machine's matrix rates, before anything is timed. Raises InputError."""
     import psutil
     import torch
@@ -115,8 +124,8 @@ def _choose_two_pass(scorer: Scorer, val: Sequence[Article], batch_size: int) ->
     return choose_two_pass(labels_of(val), scorer.score(val, batch_size), short, n_tokens, contract.thresholds)
 
 
-def articles_of(reference: Reference, data: Data) -> dict[str, Any]:
-    """Which articles the figures are of; a part of the conditions."""
+def articles_of(reference: Reference, data: Data) -> Articles:
+    """A part of the conditions."""
     return {
         "mean_tokens": round(float(reference.n_tokens.mean()), 1),
         "max_tokens": int(reference.n_tokens.max()),

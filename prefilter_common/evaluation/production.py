@@ -1,7 +1,7 @@
 """From the test set to production: precision where commerce is rare, what is blocked of 1,000 articles, and whose."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -24,6 +24,43 @@ from prefilter_common.statistics.prevalence import (
 BEST_SAVING = "best_saving"
 NEVER = 1.000001  # no score reaches it: nothing is blocked
 ESTIMATED, AUDITED = "estimated from the traffic", "found by the audit"
+
+
+class Estimate(TypedDict):
+    """The share of commerce in the traffic by one model's flag rate; None where a ``warning`` says why."""
+
+    share: float | None
+    interval: list[float] | None
+    warning: str | None
+
+
+class PanelRow(TypedDict):
+    """What one operating point would do where ``prevalence`` is commerce; ``source`` says where that share is from."""
+
+    prevalence: float
+    prevalence_interval: list[float] | None
+    source: str
+    point: str
+    threshold: float
+    precision: float | None
+    recall: float | None
+    false_positive_rate: float | None
+    intervals: dict[str, list[float]]
+    per_1000: dict[str, dict[str, float | list[float]]]
+    saving_per_1000: float | None
+    saving_interval: list[float] | None
+
+
+class BlockedRow(TypedDict):
+    """How much of the journalism of one slice is blocked; ``enough`` is false for fewer than 20 articles of it."""
+
+    by: str
+    value: str
+    n_journalism: int
+    n_blocked: int
+    rate: float
+    interval: list[float]
+    enough: bool
 
 
 def production_section(
@@ -105,9 +142,7 @@ def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: fl
     return round(float(candidates[total.argmax()]), 6)
 
 
-def _estimate(
-    labels: np.ndarray, model: Scored, rate: Mapping[str, Any] | None, n_effective: float
-) -> dict[str, Any] | None:
+def _estimate(labels: np.ndarray, model: Scored, rate: Mapping[str, Any] | None, n_effective: float) -> Estimate | None:
     """The share of commerce in the traffic, from the flag rate; with a warning where it cannot be believed."""
     if not rate:
         return None
@@ -129,7 +164,7 @@ def _estimate(
 
 def _panel_row(
     labels: np.ndarray, scores: np.ndarray, point: str, threshold: float, share: Mapping[str, Any], costs: Costs | None
-) -> dict[str, Any]:
+) -> PanelRow:
     confusion = confusion_at(labels, scores, threshold)
     prevalence = share["share"]
     precision, limits = precision_at(prevalence, confusion)
@@ -155,10 +190,10 @@ def _panel_row(
     }
 
 
-def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[dict[str, Any]]:
+def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[BlockedRow]:
     """Share of the journalism that is blocked, by language, by length and by both at once, the worst first."""
     journalism, blocked = labels_of(test) == JOURNALISM, model.decisions
-    rows = []
+    rows: list[BlockedRow] = []
     for part in [*(p for p in article_slices(test) if p.by != "source"), *crossed_slices(test)]:
         n, k = int((part.members & journalism).sum()), int((part.members & journalism & blocked).sum())
         if n:

@@ -1,9 +1,9 @@
 """Which model to ship: the success criteria and decision rules of TRAINING_PLAN.md."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
-from prefilter_common.evaluation.choice.objections import differing, objections_to
+from prefilter_common.evaluation.choice.objections import Objection, differing, objections_to
 from prefilter_common.statistics.operating_points import DEFAULT
 
 CRITERIA = {
@@ -16,13 +16,43 @@ CRITERIA = {
 MEASURES = ("f1", "precision", "recall")
 
 
+class Assessment(TypedDict):
+    """A model's figures at one operating point, what they miss of each tier of criteria, and whether that is shown."""
+
+    operating_point: str
+    tier: str
+    f1: float
+    precision: float
+    recall: float
+    cpu_ms: float | None
+    intervals: dict[str, list[float]]
+    source: str
+    misses: dict[str, list[str]]
+    states: dict[str, str]
+
+
+class Choice(TypedDict):
+    """The model to ship; see ``choose``."""
+
+    selected: str | None
+    operating_point: str | None
+    favourite: str | None
+    tier: str
+    shown: bool
+    reason: str
+    objections: list[Objection]
+    cautions: list[str]
+    criteria: dict[str, dict[str, float]]
+    models: dict[str, Assessment]
+
+
 def choose(
     models: Mapping[str, dict],
     comparison: Mapping[str, Any] | None = None,
     traffic: Mapping[str, Any] | None = None,
     audit: Mapping[str, Any] | None = None,
     queues: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+) -> Choice:
     """Apply the rules to models at their default operating point.
 
     The other points are ignored: picking among them by their test figures would be tuning on the test set. Figures of
@@ -44,11 +74,9 @@ def choose(
         minimum), the ``criteria``, and for every model what it misses and whether that is shown.
     """
     assessed = {name: _assess(model, audit and audit["models"].get(name)) for name, model in models.items()}
-    candidates = [{"model": name, **row} for name, row in assessed.items()]
-    result = {
-        "criteria": {key: {"minimum": low, "target": high} for key, (low, high) in CRITERIA.items()},
-        "models": assessed,
-    }
+    candidates: list[dict[str, Any]] = [{"model": name, **row} for name, row in assessed.items()]
+    criteria: dict[str, dict[str, float]]
+    criteria = {key: {"minimum": low, "target": high} for key, (low, high) in CRITERIA.items()}
     passing = [c for c in candidates if c["tier"] != "none"]
     beaten = {name for pair in (audit or {"pairs": []})["pairs"] if pair["better"]
               for name in pair["models"] if name != pair["better"]}  # fmt: skip
@@ -56,7 +84,8 @@ def choose(
     if not passing:
         return {
             "selected": None, "operating_point": None, "favourite": None, "tier": "none", "shown": False,
-            "reason": _none_reason(candidates), "objections": [], "cautions": [], **result,
+            "reason": _none_reason(candidates), "objections": [], "cautions": [], "criteria": criteria,
+            "models": assessed,
         }  # fmt: skip
     rivals = [c for c in passing if c["tier"] == "target"] or passing
     apart = bool(differing(traffic, {c["model"] for c in rivals}))
@@ -73,7 +102,8 @@ def choose(
         "reason": f"None yet. On the figures alone: {reason}" if objections else reason,
         "objections": objections,
         "cautions": _cautions(best, models[best["model"]], traffic, audit),
-        **result,
+        "criteria": criteria,
+        "models": assessed,
     }
 
 
@@ -88,7 +118,7 @@ def _favourite(rivals: Sequence[dict], apart: bool) -> tuple[dict, bool]:
     return min(rivals, key=lambda c: (-c["precision"], -c["f1"], 0 if apart else _ms(c))), False
 
 
-def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> dict[str, Any]:
+def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> Assessment:
     """A model's figures, and which criteria they meet; the audit's where it has 20 articles, precision and recall."""
     metrics = model["operating_points"][DEFAULT]
     source, intervals = "test", dict(metrics["intervals"])
@@ -103,7 +133,8 @@ def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> dict
     misses = {tier: _missed(values, i) for i, tier in enumerate(("minimum", "target"))}
     tier = "none" if misses["minimum"] else "minimum" if misses["target"] else "target"
     states = {key: state_of(values[key], intervals[key], CRITERIA[key][0]) for key in MEASURES}
-    return {"operating_point": DEFAULT, "tier": tier, **values, "intervals": intervals, "source": source,
+    return {"operating_point": DEFAULT, "tier": tier, "f1": values["f1"], "precision": values["precision"],
+            "recall": values["recall"], "cpu_ms": values["cpu_ms"], "intervals": intervals, "source": source,
             "misses": misses, "states": states}  # fmt: skip
 
 

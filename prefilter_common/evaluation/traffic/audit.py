@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -40,6 +40,16 @@ class Audit:
     def random(self) -> bool:
         """Whether the labels are a random sample of the whole traffic, nearly without gaps."""
         return max(self.unlabelled, self.skipped) <= MAX_MISSING
+
+
+class AuditRow(Production):
+    """What an audit says of one model, in a slice or in all; ``enough`` is false for fewer than 20 articles."""
+
+    n: int
+    n_commerce: int
+    n_flagged: int
+    enough: bool
+    f1: float
 
 
 def read_audit(path: Path) -> Audit:
@@ -122,7 +132,7 @@ def _by_slice(
     return sorted(rows, key=lambda row: (not row["enough"], -(row["false_positive_rate"] or 0.0), -row["n"]))
 
 
-def _of(audit: Audit, commerce: np.ndarray, flagged: np.ndarray, part: Slice | None, seed: int) -> dict[str, Any]:
+def _of(audit: Audit, commerce: np.ndarray, flagged: np.ndarray, part: Slice | None, seed: int) -> AuditRow:
     inside = np.ones(len(commerce), bool) if part is None else part.members
     found: Production = production(audit.sample, audit.kind, commerce, flagged, seed, inside)
     precision, recall = found["precision"], found["recall"]
@@ -137,9 +147,22 @@ def _of(audit: Audit, commerce: np.ndarray, flagged: np.ndarray, part: Slice | N
     }
 
 
+class PairAudit(TypedDict):
+    """Who is right where two models decide differently; ``better`` is None where the labels do not say."""
+
+    models: list[str]
+    n_disputed: int
+    disputed_by_slice: dict[str, int]
+    only_first_right: int
+    only_second_right: int
+    p: float
+    better: str | None
+    confidence: float
+
+
 def _pair(
     audit: Audit, commerce: np.ndarray, flags: Mapping[str, np.ndarray], pair: tuple[str, str], parts: Sequence[Slice]
-) -> dict[str, Any]:
+) -> PairAudit:
     """Who is right where two models decide differently: McNemar's test on the labelled articles.
 
     A model is better where the test says so and the weights agree, since articles that only one of the two flags may
