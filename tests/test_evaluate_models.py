@@ -165,8 +165,12 @@ def test_a_directory_of_the_earlier_scripts_keeps_one_point_and_is_left_alone(wi
     assert any("only the default threshold for legacy" in text for text in results["_warnings"])
     more = ["--models", "legacy", "--val-data", data_dir / "val.jsonl", "--output", tmp_path]
     assert call(evaluate_models, [*flags, *more]) == 0
-    row = json.loads((tmp_path / "evaluation_results.json").read_text(encoding="utf-8"))["legacy"]
-    assert "best_f1" in row["operating_points"] and not (path / "legacy" / "prefilter.json").exists()
+    results = json.loads((tmp_path / "evaluation_results.json").read_text(encoding="utf-8"))
+    # Whether a tiny model has a threshold that blocks little journalism differs from one processor to the next.
+    found = "best_f1" in results["legacy"]["operating_points"]
+    assert found != any("no best_f1 threshold for legacy" in text for text in results["_warnings"])
+    assert not any("only the default threshold for legacy" in text for text in results["_warnings"])
+    assert not (path / "legacy" / "prefilter.json").exists()
 
 
 def test_traffic_sections_queues_and_warnings(with_traffic):
