@@ -30,7 +30,12 @@ class Training:
 
     def __init__(self, script, weights, *flags):
         self.script, self.weights, self.flags = importlib.import_module(script), weights, flags
-        for module in ("training.fine_tuning", "training.failures", "training.saver", "scoring.scorer"):
+        for module in (
+            "training.fine_tuning",
+            "training.interruption.failures",
+            "training.interruption.saver",
+            "scoring.scorer",
+        ):
             importlib.import_module(f"prefilter_common.{module}")
 
     def run(self, output, again=False):

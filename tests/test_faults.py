@@ -17,7 +17,7 @@ from prefilter_common.benchmark import timing
 from prefilter_common.outputs import kept_directory, new_directory
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.conversion import is_current
-from prefilter_common.training.resume import complete_checkpoints
+from prefilter_common.training.interruption.resume import complete_checkpoints
 
 ERRORS = ["ENOSPC", "EIO", "EACCES", Killed]
 # Where a run takes a second, the three errors take turns, so that each step fails in one way and is killed in another.

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 
 import train_encoder
 import train_qwen_lora
+from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.run import launcher
-from prefilter_common.training.saver import CheckpointSaver
 
 pytestmark = pytest.mark.slow
 
@@ -259,7 +259,7 @@ def test_a_second_signal_ends_at_once(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt), saver.signals_wait():
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # a launcher's copy
-        monkeypatch.setattr("prefilter_common.training.saver.SAME_SIGNAL_SECONDS", -1)
+        monkeypatch.setattr("prefilter_common.training.interruption.saver.SAME_SIGNAL_SECONDS", -1)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("still running")
     assert signal.getsignal(signal.SIGINT) is handler

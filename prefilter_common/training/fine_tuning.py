@@ -28,9 +28,9 @@ from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
+from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.recipe import PATIENCE, Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler
-from prefilter_common.training.saver import CheckpointSaver
 
 log = logging.getLogger(__name__)
 

@@ -80,10 +80,10 @@ def train_model_directory(
 
     require_disjoint(job.data_dir, job.allow_overlap)
     locate_base(job.model)
-    from prefilter_common.training.failures import named_failures
     from prefilter_common.training.fine_tuning import fine_tune, resolve_precision
-    from prefilter_common.training.resume import checkpoint_folder, discard_checkpoints, starting_point
-    from prefilter_common.training.saver import CheckpointSaver
+    from prefilter_common.training.interruption.failures import named_failures
+    from prefilter_common.training.interruption.resume import checkpoint_folder, discard_checkpoints, starting_point
+    from prefilter_common.training.interruption.saver import CheckpointSaver
 
     recipe = replace(recipe, precision=resolve_precision(recipe))
     with checkpoint_folder(job.output) as checkpoints:
@@ -121,7 +121,7 @@ def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint", argv: Sequenc
     """
     from prefilter_common.runinfo import run_info
     from prefilter_common.splits.guard import manifest_record
-    from prefilter_common.training.resume import base_model_digest
+    from prefilter_common.training.interruption.resume import base_model_digest
 
     files = {name: job.data_dir / f"{name}.jsonl" for name in ("train", "val")}
     return {

@@ -9,8 +9,8 @@ import torch
 from prefilter_common.errors import InputError, RunError, Stopped
 from prefilter_common.processes import is_main_process, process_count
 from prefilter_common.runinfo import peak_gpu_memory
+from prefilter_common.training.interruption.resume import complete_checkpoints
 from prefilter_common.training.recipe import Recipe
-from prefilter_common.training.resume import complete_checkpoints
 
 
 @contextmanager

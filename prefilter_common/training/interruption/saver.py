@@ -15,13 +15,13 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prefilter_common.errors import Stopped
 from prefilter_common.files import write_json
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
-from prefilter_common.training.progress import ProgressLog
-from prefilter_common.training.resume import (
+from prefilter_common.training.interruption.resume import (
     RECORD_FILE,
     CheckpointRecord,
     complete_checkpoints,
     discard_checkpoints,
 )
+from prefilter_common.training.progress import ProgressLog
 
 # A terminal and a launcher may each send the same signal; only a later one is the user's second.
 SAME_SIGNAL_SECONDS = 2.0
