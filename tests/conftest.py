@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,9 @@ from transformers import (
 from prefilter_common.articles import load_articles
 from prefilter_common.cli import exit_code
 from prefilter_common.models.checkpoints import load_base_model
+
+# A shell has its background jobs ignore Ctrl-C, and the tests of Ctrl-C would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 SPLITS = ROOT / "splits"
