@@ -15,15 +15,14 @@ Progress goes to stderr; the last line on stdout is one JSON object with the val
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from prefilter_common.cli import Parser, configure_logging, exit_code
 from prefilter_common.models.directory import require_model_output
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
-from prefilter_common.training.recipe import Recipe, add_training_arguments
+from prefilter_common.training.recipe import CLASSIC, RECIPES, Recipe, add_training_arguments
 from prefilter_common.training.run import Job, train_model_directory
-
-DEFAULTS = Recipe()
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     configure_logging()
     require_model_output(args.output, args.overwrite, [args.data_dir, Path(args.model)])
-    train_model_directory(Job.from_args(args), Recipe.from_args(args, DEFAULTS), argv)
+    train_model_directory(Job.from_args(args), Recipe.from_args(args, RECIPES[args.recipe]), argv)
     return 0
 
 
@@ -43,8 +42,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--output", type=Path, help="model directory to write (default: models/ followed by the model's name)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in --output")
-    add_training_arguments(parser, DEFAULTS)
+    parser.add_argument(
+        "--recipe",
+        choices=tuple(RECIPES),
+        default="classic",
+        help="classic: fine-tune from a random head; lp-ft: fit the head to frozen features first, then fine-tune on "
+        "articles of which half are cut to the length of a feed's snippet",
+    )
+    add_training_arguments(parser, CLASSIC)
     args = parser.parse_args(argv)
+    if args.recipe != "classic":  # which has its own defaults; flags that are given override them
+        parser.set_defaults(**{key: value for key, value in asdict(RECIPES[args.recipe]).items() if key in args})
+        args = parser.parse_args(argv)
     args.output = args.output or Path("models") / Path(args.model).name
     return args
 

@@ -23,7 +23,11 @@ from prefilter_common.training.run import launcher
 
 pytestmark = pytest.mark.slow
 
-SCRIPTS = {"encoder": (train_encoder, "minilm", "model"), "lora": (train_qwen_lora, "qwen", "adapter_model")}
+SCRIPTS = {
+    "encoder": (train_encoder, "minilm", "model"),
+    "probed": (train_encoder, "minilm", "model"),
+    "lora": (train_qwen_lora, "qwen", "adapter_model"),
+}
 # 42 articles: the last batch of an epoch is incomplete. Six steps an epoch, three epochs.
 FLAGS = ["--max-train-samples", 42, "--epochs", 3, "--max-length", 64, "--learning-rate", "1e-3", "--precision", "fp32"]
 PLAIN, ACCUMULATED = ["--batch-size", 8], ["--batch-size", 4, "--gradient-accumulation-steps", 2]
@@ -45,9 +49,9 @@ def train(tiny_models, data_dir):
 
     def run(kind, output, *flags):
         script, family, _ = SCRIPTS[kind]
-        return call(
-            script, ["--model", tiny_models[family], "--data-dir", data_dir, "--output", output, *FLAGS, *flags]
-        )
+        recipe = ["--recipe", "lp-ft"] if kind == "probed" else []
+        base = ["--model", tiny_models[family], "--data-dir", data_dir, "--output", output]
+        return call(script, [*base, *FLAGS, *recipe, *flags])
 
     return run
 

@@ -1,3 +1,4 @@
+import importlib
 import json
 import os
 import subprocess
@@ -220,3 +221,15 @@ def test_an_unreachable_hub_is_one_line_at_once(tmp_path):
     assert done.returncode == 2 and done.stdout == "False\n"
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: distilbert-base-multilingual-cased: ") and "multilingual-e5-small" in line
+
+
+@pytest.mark.parametrize(("script", "family"), [("train_encoder", "minilm"), ("train_qwen_lora", "qwen")])
+def test_a_cost_of_blocking_flags_less(script, family, tmp_path, tiny_models, data_dir):
+    flags = ["--model", tiny_models[family], "--data-dir", data_dir, *TRAIN_FLAGS]
+    shares = []
+    for cost in ("1", "50"):
+        output = tmp_path / cost
+        assert call(importlib.import_module(script), [*flags, "--output", output, "--cost-of-blocking", cost]) == 0
+        shares.append(uncalibrated(Scorer.load(output, device="cpu"), load_articles(data_dir / "test.jsonl")).mean())
+    assert shares[1] < shares[0]
+    assert read(output / "run.json")["recipe"]["cost_of_blocking"] == 50

@@ -3,19 +3,36 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefilter_common.articles import Article, capped, format_input
+from prefilter_common.articles import Article, capped, format_input, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.runinfo import peak_memory_mib
-from prefilter_common.training.fine_tuning import _encode, resolve_precision
+from prefilter_common.scoring.tokenization import ArticleTokenizer
+from prefilter_common.training.fine_tuning import resolve_precision
+from prefilter_common.training.losses import weighted_log_loss
 from prefilter_common.training.recipe import Recipe
-from prefilter_common.training.sampling import LengthGroupedSampler
+from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts, cut, cut_at_random
+
+
+class Lengths:
+    """Stands for ``TrainingTexts`` where only lengths matter."""
+
+    def __init__(self, lengths):
+        self.lengths = np.array(lengths)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def start_epoch(self, epoch):
+        return self.lengths
 
 
 def test_every_article_once_an_epoch_in_batches_of_like_length():
     lengths = np.random.default_rng(0).integers(10, 500, size=1_003).tolist()
-    sampler = LengthGroupedSampler(lengths, batch_size=8, seed=1)
+    sampler = LengthGroupedSampler(Lengths(lengths), batch_size=8, seed=1)
     first, second = list(sampler), list(sampler)
     assert sorted(first) == sorted(second) == list(range(1_003)) and first != second
     padded = sum(max(lengths[i] for i in first[s : s + 8]) * len(first[s : s + 8]) for s in range(0, 1_003, 8))
@@ -26,13 +43,80 @@ def test_every_article_once_an_epoch_in_batches_of_like_length():
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
-    orders = [list(LengthGroupedSampler(list(range(100)), 8, seed)) for seed in (1, 1, 2)]
+    orders = [list(LengthGroupedSampler(Lengths(range(100)), 8, seed)) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9])
 def test_fewer_articles_than_a_pool(n):
-    assert sorted(LengthGroupedSampler([5] * n, 8, 0)) == list(range(n))
+    assert sorted(LengthGroupedSampler(Lengths([5] * n), 8, 0)) == list(range(n))
+
+
+@pytest.fixture(scope="module")
+def long_articles():
+    words = np.random.default_rng(0).choice(["news", "price", "order", "city"], size=(40, 300))
+    return [Article(f"Title {i}", " ".join(row), label=i % 2) for i, row in enumerate(words)]
+
+
+@pytest.fixture(scope="module")
+def training_texts(tiny_encoder, long_articles):
+    tokenizer = ArticleTokenizer.of(load_base_model(str(tiny_encoder), max_length=128, seed=1).tokenizer)
+
+    def make(cut_share, seed=1):
+        return TrainingTexts(tokenizer, long_articles, labels_of(long_articles), 2_000, cut_share, seed)
+
+    return make
+
+
+def test_each_epoch_cuts_other_articles_to_other_lengths(training_texts):
+    halved = training_texts(0.5)
+    whole = training_texts(0.0).start_epoch(0)
+    cut = [halved.start_epoch(epoch) < whole for epoch in range(20)]
+    assert 0.4 < np.mean(cut) < 0.6 and len({tuple(row) for row in cut}) == 20
+    assert np.all(np.mean(cut, axis=0) > 0) and np.all(np.mean(cut, axis=0) < 1)
+
+
+def test_the_cuts_depend_on_seed_and_epoch_alone(training_texts):
+    first, again, other = training_texts(0.5), training_texts(0.5), training_texts(0.5, seed=2)
+    for made in (first, other):
+        made.start_epoch(0)
+    for made in (first, again, other):
+        made.start_epoch(3)
+    assert first.ids == again.ids != other.ids
+
+
+def test_without_cuts_every_epoch_is_the_same(training_texts):
+    made = training_texts(0.0)
+    before = made.start_epoch(0).tolist()
+    assert made.start_epoch(1).tolist() == before and made.ids is made.whole
+    assert made[3] == {"input_ids": made.whole[3], "labels": 1}
+
+
+def test_a_cut_ends_at_a_word_and_keeps_the_title(long_articles):
+    cut = cut_at_random(long_articles, np.random.default_rng(0))
+    for article, short in zip(long_articles, cut, strict=True):
+        assert short.title == article.title and short.label == article.label
+        assert 55 <= len(short.content) <= 400 and article.content.startswith(short.content + " ")
+    assert len({len(short.content) for short in cut}) > 20
+
+
+def test_a_cut_of_a_text_without_spaces_is_exact():
+    assert cut("文" * 100, 60) == "文" * 60 and cut("short", 60) == "short"
+
+
+def test_the_weighted_loss_is_the_usual_one_at_equal_cost():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(32, 2, generator=generator), torch.randint(0, 2, (32,), generator=generator)
+    outputs = SequenceClassifierOutput(logits=logits)
+    usual = torch.nn.functional.cross_entropy
+    torch.testing.assert_close(weighted_log_loss(outputs, labels, cost_of_blocking=1.0), usual(logits, labels))
+    torch.testing.assert_close(
+        weighted_log_loss(outputs, labels, cost_of_blocking=5.0), usual(logits, labels, torch.tensor([5.0, 1.0]))
+    )
+    soft = torch.rand(32, generator=generator)
+    torch.testing.assert_close(
+        weighted_log_loss(outputs, soft, cost_of_blocking=1.0), usual(logits, torch.stack([1 - soft, soft], dim=1))
+    )
 
 
 def test_a_cap_takes_articles_from_the_whole_file():
@@ -61,11 +145,11 @@ def test_an_article_of_20_mb_takes_no_memory(tiny_encoder):
     articles = [Article("t", "half price today " * 1_200_000, label=1), Article("a", "b", label=0)]
     reset.write_text("5")
     before = peak_memory_mib()
-    encoded = _encode(checkpoint, articles)
+    encoded = TrainingTexts(ArticleTokenizer.of(checkpoint.tokenizer), articles, labels_of(articles), 64)
     assert peak_memory_mib() - before < 400  # the text and its copy after the title are 20 MB each
     texts = [format_input(articles[0])[:10_000], format_input(articles[1])]
     expected = checkpoint.tokenizer(texts, truncation=True, max_length=64)["input_ids"]
-    assert [list(ids) for ids in encoded["input_ids"]] == expected and list(encoded["labels"]) == [1, 0]
+    assert encoded.whole == expected and encoded.targets == [1, 0]
 
 
 def test_auto_precision_on_cuda_is_the_recipes(monkeypatch):

@@ -5,12 +5,12 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
@@ -21,7 +21,7 @@ from transformers import (
     set_seed,
 )
 
-from prefilter_common.articles import Article, format_input
+from prefilter_common.articles import Article, format_input, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
@@ -29,8 +29,9 @@ from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
 from prefilter_common.training.interruption.saver import CheckpointSaver
+from prefilter_common.training.losses import weighted_log_loss
 from prefilter_common.training.recipe import PATIENCE, Recipe
-from prefilter_common.training.sampling import LengthGroupedSampler
+from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,17 @@ def resolve_precision(recipe: Recipe) -> str:
 
 
 def fine_tune(
-    checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe, saver: CheckpointSaver
+    checkpoint: Checkpoint,
+    train: Sequence[Article],
+    targets: np.ndarray,
+    val: Sequence[Article],
+    recipe: Recipe,
+    saver: CheckpointSaver,
 ) -> dict[str, Any]:
     """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch by validation F1.
 
     Args:
+        targets: (n,) what to predict of each training article: its label (int), or P(commerce) (float).
         recipe: its precision resolved.
         saver: where checkpoints go, and the one to continue.
 
@@ -71,7 +78,7 @@ def fine_tune(
         The content of ``training_metrics.json``: the best epoch's ``eval_*`` figures, the curve, the speed.
     """
     set_seed(recipe.seed)
-    trainer = _trainer(checkpoint, train, val, recipe, saver)
+    trainer = _trainer(checkpoint, train, targets, val, recipe, saver)
     progress = saver.progress
     n_parameters, n_trainable = _count_parameters(checkpoint)
     effective_batch = recipe.articles_per_step(trainer.args.world_size)
@@ -112,19 +119,25 @@ def fine_tune(
 def _trainer(
     checkpoint: Checkpoint,
     train: Sequence[Article],
+    targets: np.ndarray,
     val: Sequence[Article],
     recipe: Recipe,
     saver: CheckpointSaver,
 ) -> Trainer:
-    val = sorted(
-        val, key=lambda article: len(format_input(article))
-    )  # evaluated in this order, so in batches of similar length
+    val = sorted(val, key=lambda article: len(format_input(article)))  # evaluated in batches of similar length
+    tokenizer, max_length = ArticleTokenizer.of(checkpoint.tokenizer), checkpoint.contract.max_length
+    train_texts = TrainingTexts(tokenizer, train, targets, max_length, recipe.cut_share, recipe.seed)
+    val_texts = TrainingTexts(tokenizer, val, labels_of(val), max_length)
+    for texts in (train_texts, val_texts):
+        _require_known_tokens(checkpoint, texts)
+    hard = targets.dtype == int and recipe.cost_of_blocking == 1
     trainer = _LengthGroupedTrainer(
         model=checkpoint.model,
         args=_training_arguments(recipe, saver),
-        train_dataset=_encode(checkpoint, train),
-        eval_dataset=_encode(checkpoint, val),
+        train_dataset=train_texts,
+        eval_dataset=val_texts,
         data_collator=DataCollatorWithPadding(checkpoint.tokenizer),
+        compute_loss_func=None if hard else partial(weighted_log_loss, cost_of_blocking=recipe.cost_of_blocking),
         compute_metrics=_eval_metrics,
         callbacks=[EarlyStoppingCallback(PATIENCE), saver.progress, saver],
     )
@@ -198,17 +211,13 @@ def _count_parameters(checkpoint: Checkpoint) -> tuple[int, int]:
     return sum(n for n, _ in sizes), sum(n for n, trained in sizes if trained)
 
 
-def _encode(checkpoint: Checkpoint, articles: Sequence[Article]) -> Dataset:
-    """Token ids cut at ``max_length``, unpadded: the collator pads each batch to its own longest article."""
-    encodings = ArticleTokenizer.of(checkpoint.tokenizer).encode(articles, checkpoint.contract.max_length)
-    n_tokens = sum(len(ids) for ids in encodings)
-    n_unknown = sum(ids.count(checkpoint.tokenizer.unk_token_id) for ids in encodings)
-    if n_unknown > MAX_UNKNOWN * n_tokens:
+def _require_known_tokens(checkpoint: Checkpoint, texts: TrainingTexts) -> None:
+    ids = [token for article in texts.whole for token in article]
+    if (share := ids.count(checkpoint.tokenizer.unk_token_id) / len(ids)) > MAX_UNKNOWN:
         raise InputError(
-            f"{checkpoint.contract.base_model}: {n_unknown / n_tokens:.0%} of the articles' tokens are unknown to its "
-            "tokenizer; name a multilingual model with the tokenizer it was trained with"
+            f"{checkpoint.contract.base_model}: {share:.0%} of the articles' tokens are unknown to its tokenizer; name "
+            "a multilingual model with the tokenizer it was trained with"
         )
-    return Dataset.from_dict({"input_ids": encodings, "labels": [article.label for article in articles]})
 
 
 def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -237,7 +246,5 @@ class _LengthGroupedTrainer(Trainer):
     first_epoch = 0
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        train_dataset = self.train_dataset if train_dataset is None else train_dataset
-        lengths = [len(ids) for ids in train_dataset["input_ids"]]
         n = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return LengthGroupedSampler(lengths, n, self.args.seed, self.first_epoch)
+        return LengthGroupedSampler(train_dataset or self.train_dataset, n, self.args.seed, self.first_epoch)

@@ -13,8 +13,17 @@ PATIENCE = 2
 
 @dataclass(frozen=True)
 class Recipe:
-    """Hyperparameters of a fine-tuning run; the defaults are the encoders'."""
+    """Hyperparameters of a fine-tuning run; the defaults are those of the classic recipe for encoders.
 
+    ``probe_first`` fits the head on frozen features before fine-tuning starts (``probe``); ``cut_share`` is the share
+    of the articles that each epoch cuts to the length of a feed's snippet; ``train_vocabulary`` is whether the token
+    embeddings are trained.
+    """
+
+    probe_first: bool = False
+    cut_share: float = 0.0
+    train_vocabulary: bool = True
+    cost_of_blocking: float = 1.0
     epochs: int = 3
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
@@ -34,6 +43,12 @@ class Recipe:
     def articles_per_step(self, processes: int) -> int:
         """The effective batch: articles per optimiser step."""
         return self.batch_size * self.gradient_accumulation_steps * processes
+
+
+CLASSIC = Recipe()
+# Linear probing, then fine-tuning (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
+LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, train_vocabulary=False, learning_rate=5e-5)
+RECIPES = {"classic": CLASSIC, "lp-ft": LP_FT}
 
 
 def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) -> None:
@@ -59,6 +74,13 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     add("--warmup-ratio", fraction, "share of the steps during which the learning rate rises")
     add("--weight-decay", fraction, "weight decay of AdamW, per step and relative to the learning rate")
     add("--seed", seed, "random seed of the new head, the order of the articles and dropout")
+    recipe.add_argument(
+        "--cost-of-blocking",
+        type=positive_float,
+        default=defaults.cost_of_blocking,
+        metavar="N",
+        help="weight of a journalism article in the loss, relative to a commerce article",
+    )
     recipe.add_argument(
         "--precision",
         choices=("auto", "fp32", "fp16", "bf16"),

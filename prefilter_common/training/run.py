@@ -93,7 +93,8 @@ def train_model_directory(
             settings = settings_to_continue(job, recipe, run)
             start = starting_point(checkpoints, settings, job.resume)
             saver = CheckpointSaver(checkpoints, settings, job.checkpoint_minutes, start)
-            metrics = fine_tune(checkpoint, train, val, recipe, saver)
+            prepare(checkpoint, train, val, recipe, start is None)
+            metrics = fine_tune(checkpoint, train, labels_of(train), val, recipe, saver)
             if is_main_process():
                 checkpoint = calibrate(checkpoint, val, directory, 2 * recipe.batch_size)
                 save_model_directory(directory, job.output, checkpoint, metrics, run)
@@ -111,6 +112,21 @@ def load_checkpoint_to_train(
 
     checkpoint = load_base_model(job.model, recipe.max_length, recipe.seed)
     return checkpoint if adapt is None else adapt(checkpoint)
+
+
+def prepare(
+    checkpoint: "Checkpoint", train: Sequence[Article], val: Sequence[Article], recipe: Recipe, fit: bool
+) -> None:
+    """Give the model the form that the recipe trains; fit its head, unless a checkpoint is to replace the weights."""
+    if recipe.probe_first:
+        from prefilter_common.training.probe import add_mean_layer, require_supported, start_from_probe
+
+        require_supported(checkpoint.model, str(checkpoint.contract.base_model))
+        add_mean_layer(checkpoint.model)
+        if fit:
+            start_from_probe(checkpoint, train, val, recipe)
+    if not recipe.train_vocabulary:
+        checkpoint.model.get_input_embeddings().weight.requires_grad_(False)
 
 
 def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint", argv: Sequence[str] | None) -> dict[str, Any]:

@@ -1,13 +1,78 @@
-"""The order in which articles are trained on: shuffled batches of similar length."""
+"""What each epoch trains on, and in what order: shuffled batches of articles of similar length, some of them cut."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
+from prefilter_common.articles import Article
+from prefilter_common.scoring.tokenization import ArticleTokenizer
+
+# Characters of content that are left of an article that is cut: about what a feed shows.
+CUT_TO = (60, 400)
 # Articles are sorted by length within pools of this many batches: enough to drop nearly all padding, few enough
 # that batches still differ from epoch to epoch.
 POOL_BATCHES = 16
+
+
+class TrainingTexts(Dataset):
+    """Articles as token ids, each epoch with a random share of them cut to the length of a feed's snippet.
+
+    The order of the draws depends on seed and epoch alone, so that a continued run trains on the same texts.
+
+    Args:
+        targets: (n,) what to predict of each article: its label, or P(commerce).
+        max_length: tokens read of each article.
+        cut_share: the share of articles that are cut, from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ArticleTokenizer,
+        articles: Sequence[Article],
+        targets: np.ndarray,
+        max_length: int,
+        cut_share: float = 0.0,
+        seed: int = 0,
+    ):
+        self.articles, self.targets, self.cut_share, self.seed = articles, targets.tolist(), cut_share, seed
+        self._encode = lambda part: tokenizer.encode(part, max_length)
+        self.whole = self._encode(articles)
+        self.ids = self.whole
+
+    def start_epoch(self, epoch: int) -> np.ndarray:
+        """Cut this epoch's share of the articles. Returns (n,) tokens of each."""
+        if self.cut_share:
+            rng = np.random.default_rng((self.seed, epoch, 1))  # the order of the articles draws from (seed, epoch)
+            chosen = np.flatnonzero(rng.random(len(self.articles)) < self.cut_share).tolist()
+            self.ids = list(self.whole)
+            for i, ids in zip(
+                chosen, self._encode(cut_at_random([self.articles[i] for i in chosen], rng)), strict=True
+            ):
+                self.ids[i] = ids
+        return np.array([len(ids) for ids in self.ids])
+
+    def __len__(self) -> int:
+        return len(self.articles)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"input_ids": self.ids[i], "labels": self.targets[i]}
+
+
+def cut_at_random(articles: Sequence[Article], rng: np.random.Generator) -> list[Article]:
+    """Each article with its content cut to a random number of characters, uniform over ``CUT_TO``."""
+    lengths = rng.integers(*CUT_TO, size=len(articles), endpoint=True).tolist()
+    return [replace(article, content=cut(article.content, n)) for article, n in zip(articles, lengths, strict=True)]
+
+
+def cut(text: str, length: int) -> str:
+    """``text`` up to the last word that ends within ``length`` characters; mid-word where the words are long."""
+    if len(text) <= length:
+        return text
+    head = text[:length]
+    return head[: head.rfind(" ")] if " " in head[length // 2 :] else head
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -18,25 +83,26 @@ class LengthGroupedSampler(Sampler[int]):
     depends on seed and epoch alone, and the batches of a pool are shuffled.
 
     Args:
-        lengths: (n,) tokens of each article.
+        texts: whose ``start_epoch`` gives the lengths.
         batch_size: articles per optimiser step, on all devices together.
         seed: seeds the shuffling.
         epoch: the epoch of the first pass; each further pass is the next one.
     """
 
-    def __init__(self, lengths: list[int], batch_size: int, seed: int, epoch: int = 0):
-        self.lengths, self.batch_size, self.seed, self.epoch = np.asarray(lengths), batch_size, seed, epoch
+    def __init__(self, texts: TrainingTexts, batch_size: int, seed: int, epoch: int = 0):
+        self.texts, self.batch_size, self.seed, self.epoch = texts, batch_size, seed, epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.texts)
 
     def __iter__(self) -> Iterator[int]:
+        lengths = self.texts.start_epoch(self.epoch)
         rng = np.random.default_rng((self.seed, self.epoch))
         self.epoch += 1
-        order = rng.permutation(len(self.lengths))
+        order = rng.permutation(len(lengths))
         pool = self.batch_size * POOL_BATCHES
         order = np.concatenate([
-            part[np.argsort(self.lengths[part], kind="stable")]
+            part[np.argsort(lengths[part], kind="stable")]
             for part in np.split(order, range(pool, len(order), pool))
         ])  # fmt: skip
         batches = np.split(order, range(self.batch_size, len(order), self.batch_size))

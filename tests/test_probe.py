@@ -1,0 +1,113 @@
+"""The head that starts as a linear probe: exact in every family, and a plain checkpoint."""
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from prefilter_common.articles import labels_of, load_articles
+from prefilter_common.errors import InputError
+from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
+from prefilter_common.scoring.conversion import convert
+from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.training import probe
+from prefilter_common.training.recipe import LP_FT
+
+FAMILIES = ["distilbert", "minilm", "xlm-roberta"]
+
+
+@pytest.fixture(params=FAMILIES)
+def base(request, tiny_models):
+    return load_base_model(str(tiny_models[request.param]), max_length=64, seed=1)
+
+
+@pytest.fixture
+def articles(data_dir):
+    return [load_articles(data_dir / f"{name}.jsonl") for name in ("train", "val", "test")]
+
+
+def states(model, input_ids, attention_mask):
+    with torch.no_grad():
+        return model.eval().base_model(input_ids=input_ids, attention_mask=attention_mask)[0]
+
+
+def test_the_added_layer_gives_the_mean_of_the_tokens_that_are_no_padding(base):
+    input_ids = torch.randint(5, 100, (3, 20), generator=torch.Generator().manual_seed(0))
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, 12:] = 0
+    before = states(base.model, input_ids, attention_mask)
+    mean = (before * attention_mask[..., None]).sum(1) / attention_mask.sum(1, keepdim=True)
+    wanted = torch.nn.functional.layer_norm(before[:, 0] + probe.MEAN_WEIGHT * mean, before.shape[-1:], eps=1e-12)
+    probe.add_mean_layer(base.model)
+    torch.testing.assert_close(states(base.model, input_ids, attention_mask)[:, 0], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_decides_as_the_probe_does(base, articles):
+    train, val, test = articles
+    probe.add_mean_layer(base.model)
+    figures = probe.start_from_probe(base, train, val, LP_FT)
+    assert figures["inverse_penalty"] in probe.STRENGTHS and 0 <= figures["f1"] <= 1
+    # The same regression, fitted here on the same features.
+    rng = np.random.default_rng((LP_FT.seed, 0, 2))
+    known = probe._features(base, [*train, *probe.cut_at_random(train, rng)])
+    own = LogisticRegression(C=figures["inverse_penalty"], max_iter=2000)
+    own.fit(known - known.mean(axis=0), np.tile(labels_of(train), 2))
+    wanted = own.decision_function(probe._features(base, test) - known.mean(axis=0))
+    scores = Scorer.of(base, "cpu").score(test)
+    given = np.log(scores / (1 - scores))
+    largest = np.abs(own.decision_function(known - known.mean(axis=0))).max()
+    if base.model.config.model_type == "distilbert":
+        np.testing.assert_allclose(given, wanted, atol=1e-3)
+    else:
+        np.testing.assert_allclose(given, largest * np.tanh(wanted / largest), atol=1e-3)
+    assert ((given >= 0) == (wanted >= 0)).all()
+
+
+def test_the_penalty_is_chosen_on_validation():
+    """Labels that only one of a hundred features explains, from few articles: the strongest penalty is not the best."""
+    rng = np.random.default_rng(0)
+    train, val = rng.normal(size=(60, 100)), rng.normal(size=(2_000, 100))
+    labels, val_labels = (features[:, 0] > 0 for features in (train, val))
+    weights, intercept, figures = probe.fit_probe(train, labels, val, val_labels)
+    losses = {}
+    for strength in probe.STRENGTHS:
+        other = LogisticRegression(C=strength, max_iter=2000).fit(train - train.mean(axis=0), labels)
+        scores = other.predict_proba(val - train.mean(axis=0))[np.arange(2_000), val_labels.astype(int)]
+        losses[strength] = -np.log(scores).mean()
+    assert figures["inverse_penalty"] == min(losses, key=losses.get)
+    assert figures["log_loss"] == pytest.approx(min(losses.values()))
+    assert np.argmax(np.abs(weights)) == 0 and weights.shape == (100,)
+    assert np.isfinite(intercept)
+
+
+def test_a_cost_of_blocking_makes_the_probe_call_less_commerce():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 500)
+    features = rng.normal(size=(500, 4)) + labels[:, None]
+    shares = []
+    for cost in (1.0, 10.0):
+        weights, intercept, _ = probe.fit_probe(features, labels, features, labels, cost)
+        shares.append((features @ weights + intercept > 0).mean())
+    assert shares[1] < shares[0]
+
+
+def test_an_unknown_family_is_refused_with_the_fix(tiny_models):
+    qwen = load_base_model(str(tiny_models["qwen"]), max_length=64, seed=1)
+    with pytest.raises(InputError, match=r"^Q: .*of type qwen2; pass --recipe classic$"):
+        probe.require_supported(qwen.model, "Q")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["openvino-fp32", "onnxruntime-fp32"])
+def test_it_loads_and_converts_as_any_other_checkpoint(base, articles, tmp_path, engine):
+    pytest.importorskip(engine.split("-")[0])
+    train, val, test = articles
+    probe.add_mean_layer(base.model)
+    probe.start_from_probe(base, train, val, LP_FT)
+    base.save(tmp_path)
+    expected = Scorer.of(base, "cpu").score(test)
+    assert load_checkpoint(tmp_path).model.config.num_hidden_layers == base.model.config.num_hidden_layers == 3
+    np.testing.assert_allclose(Scorer.load(tmp_path, device="cpu").score(test), expected, atol=1e-6)
+    convert(tmp_path, EngineName.parse(engine), None)
+    np.testing.assert_allclose(Scorer.load(tmp_path, engine=engine).score(test), expected, atol=1e-4)
