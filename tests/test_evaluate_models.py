@@ -13,6 +13,8 @@ from prefilter_common.models.directory import read_contract
 from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.scoring.scorer import Scorer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def models_dir(trained, tmp_path_factory):

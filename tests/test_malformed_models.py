@@ -22,6 +22,8 @@ from prefilter_common.scoring import conversion, streaming
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
 
+pytestmark = pytest.mark.slow
+
 DEEP = '{"a":' * 100_000
 NOT_A_RECORD = {
     "empty": b"", "a list": b"[]", "null": b"null", "cut": b'{"a": ', "deep": DEEP.encode(), "text": b"hello",

@@ -12,6 +12,8 @@ from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
 from prefilter_common.scoring.engines import REFERENCE
 
+pytestmark = pytest.mark.slow
+
 EVIL = "<script>alert(1)</script>\"onload='x' \x00\u202e</svg></style>"
 VOID = {"meta", "br", "img", "input", "hr", "link"}
 

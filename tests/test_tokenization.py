@@ -52,6 +52,7 @@ def assert_same(pair, articles, lengths):
         assert max(map(len, expected)) <= n
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_splits(tokenizers, family):
     articles = [article for name in ("train", "val", "test") for article in load_articles(SPLITS / f"{name}.jsonl")]
