@@ -26,7 +26,7 @@ from prefilter_common.training.run import Job, train_model_directory
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Fine-tune every weight of the encoder. Returns the exit code."""
+    """Fine-tune the encoder. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
     require_model_output(args.output, args.overwrite, [args.data_dir, Path(args.model)])

@@ -154,7 +154,7 @@ def _create_and_remove(folder: Path) -> None:
             folder.mkdir(exist_ok=True)
             folder.rmdir()
             return
-        except (FileExistsError, FileNotFoundError):  # existed at one look, and did not at the next
+        except (FileExistsError, FileNotFoundError):  # appeared or vanished between two checks
             if attempt == PROBES - 1:
                 raise
 

@@ -62,7 +62,7 @@ def test_bom_crlf_blank_lines_text_key_empty_title_and_no_final_newline(tmp_path
         (b'{"title": "\xe9", "content": "c", "label": 0}', ["invalid UTF-8 at byte 12"]),
     ],
 )
-def test_a_bad_line_is_named_with_its_number_and_the_mend(tmp_path, line, words):
+def test_a_bad_line_is_named_with_its_number_and_the_fix(tmp_path, line, words):
     path = tmp_path / "a.jsonl"
     path.write_bytes(json.dumps(GOOD).encode() + b"\n" + line + b"\n")
     message = error_of(path, require_labels=True)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from prefilter_common.benchmark.fidelity import Tolerance, articles_needed, compare_scores, refusal
+from prefilter_common.benchmark.fidelity import Tolerance, compare_scores, refusal, unchanged_needed
 from prefilter_common.statistics.intervals import clopper_pearson
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.9}
@@ -46,7 +46,7 @@ def test_no_changed_decision_among_60_articles_is_not_none_of_all():
 
 @pytest.mark.parametrize("n", [100, 400])
 def test_as_many_articles_as_are_said_to_be_needed_are_enough(n):
-    needed = articles_needed(1 / n)
+    needed = unchanged_needed(1 / n)
     assert clopper_pearson(0, needed)[1] < 1 / n <= clopper_pearson(0, needed - 1)[1]
 
 

@@ -6,13 +6,12 @@ import pytest
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefilter_common.articles import Article, capped, format_input, labels_of
+from prefilter_common.articles import JOURNALISM, Article, capped, format_input
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
-from prefilter_common.training.fine_tuning import resolve_precision
-from prefilter_common.training.losses import weighted_log_loss
+from prefilter_common.training.fine_tuning import resolve_precision, weighted_loss
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts, cut, cut_at_random
 
@@ -63,7 +62,7 @@ def training_texts(tiny_encoder, long_articles):
     tokenizer = ArticleTokenizer.of(load_base_model(str(tiny_encoder), max_length=128, seed=1).tokenizer)
 
     def make(cut_share, seed=1):
-        return TrainingTexts(tokenizer, long_articles, labels_of(long_articles), 2_000, cut_share, seed)
+        return TrainingTexts(tokenizer, long_articles, 2_000, cut_share, seed)
 
     return make
 
@@ -104,19 +103,15 @@ def test_a_cut_of_a_text_without_spaces_is_exact():
     assert cut("文" * 100, 60) == "文" * 60 and cut("short", 60) == "short"
 
 
-def test_the_weighted_loss_is_the_usual_one_at_equal_cost():
+def test_the_weighted_loss_counts_journalism_as_often_as_it_costs():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(32, 2, generator=generator), torch.randint(0, 2, (32,), generator=generator)
     outputs = SequenceClassifierOutput(logits=logits)
     usual = torch.nn.functional.cross_entropy
-    torch.testing.assert_close(weighted_log_loss(outputs, labels, cost_of_blocking=1.0), usual(logits, labels))
-    torch.testing.assert_close(
-        weighted_log_loss(outputs, labels, cost_of_blocking=5.0), usual(logits, labels, torch.tensor([5.0, 1.0]))
-    )
-    soft = torch.rand(32, generator=generator)
-    torch.testing.assert_close(
-        weighted_log_loss(outputs, soft, cost_of_blocking=1.0), usual(logits, torch.stack([1 - soft, soft], dim=1))
-    )
+    torch.testing.assert_close(weighted_loss(1.0)(outputs, labels), usual(logits, labels))
+    copies = torch.where(labels == JOURNALISM, 5, 1)
+    repeated = usual(logits.repeat_interleave(copies, dim=0), labels.repeat_interleave(copies))
+    torch.testing.assert_close(weighted_loss(5.0)(outputs, labels), repeated)
 
 
 def test_a_cap_takes_articles_from_the_whole_file():
@@ -145,11 +140,11 @@ def test_an_article_of_20_mb_takes_no_memory(tiny_encoder):
     articles = [Article("t", "half price today " * 1_200_000, label=1), Article("a", "b", label=0)]
     reset.write_text("5")
     before = peak_memory_mib()
-    encoded = TrainingTexts(ArticleTokenizer.of(checkpoint.tokenizer), articles, labels_of(articles), 64)
+    encoded = TrainingTexts(ArticleTokenizer.of(checkpoint.tokenizer), articles, 64)
     assert peak_memory_mib() - before < 400  # the text and its copy after the title are 20 MB each
     texts = [format_input(articles[0])[:10_000], format_input(articles[1])]
     expected = checkpoint.tokenizer(texts, truncation=True, max_length=64)["input_ids"]
-    assert encoded.whole == expected and encoded.targets == [1, 0]
+    assert encoded.whole == expected and [encoded[i]["labels"] for i in range(2)] == [1, 0]
 
 
 def test_auto_precision_on_cuda_is_the_recipes(monkeypatch):

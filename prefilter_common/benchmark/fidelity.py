@@ -110,7 +110,7 @@ def _worst_f1_difference(labels: np.ndarray, decisions: np.ndarray, changed: flo
     return round(after - before, 4)
 
 
-def articles_needed(tolerance: float) -> int:
+def unchanged_needed(tolerance: float) -> int:
     """How many articles without a changed decision show that fewer than ``tolerance`` change."""
     return math.floor(math.log((1 - CONFIDENCE) / 2) / math.log(1 - tolerance)) + 1 if tolerance else 0
 
@@ -126,13 +126,13 @@ def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str |
                 return f"{point['changed']:.1%} of decisions changed at {name}"
             return (
                 f"{round(point['changed'] * n)} of {n:,} decisions changed at {name}, so up to {limit:.1%} of all may; "
-                f"to show fewer than {tolerance.changed:.1%} takes {articles_needed(tolerance.changed):,} without one"
+                f"to show fewer than {tolerance.changed:.1%} takes {unchanged_needed(tolerance.changed):,} without one"
             )
         if point["f1_limit"] is None and reads_less:
             return "no labels to judge it on"
         if point["f1_limit"] is not None and point["f1_limit"] <= -tolerance.f1_loss:
             return (
                 f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, by {n:,} articles; "
-                f"without a changed decision {articles_needed(tolerance.f1_loss):,} would show that it is not"
+                f"without a changed decision {unchanged_needed(tolerance.f1_loss):,} would show that it is not"
             )
     return None

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from scipy.stats import fisher_exact
@@ -11,7 +11,7 @@ from scipy.stats import fisher_exact
 from prefilter_common.articles import COMMERCE, Article
 from prefilter_common.evaluation.language import UNKNOWN, languages
 from prefilter_common.statistics.comparison import ALPHA, holm
-from prefilter_common.statistics.metrics import threshold_metrics
+from prefilter_common.statistics.metrics import MetricsRow, threshold_metrics
 
 CHARACTERS = (100, 250, 500, 1000, 2000)
 TOKENS = (32, 64, 128, 256, 512)
@@ -34,8 +34,8 @@ class Slice:
         return f"{self.by} {self.value}"
 
 
-class SliceRow(TypedDict):
-    """The metrics of one slice, as ``ThresholdMetrics`` has them, with its counts and the test against the rest."""
+class SliceRow(MetricsRow):
+    """The metrics of one slice, with its counts and the test against the rest."""
 
     by: str
     value: str
@@ -44,12 +44,6 @@ class SliceRow(TypedDict):
     errors: int
     enough: bool
     p_adjusted: float | None
-    f1: float
-    precision: float
-    recall: float
-    accuracy: float
-    intervals: dict[str, list[float]]
-    confusion_matrix: list[list[int]]
 
 
 def characters(articles: Sequence[Article]) -> np.ndarray:

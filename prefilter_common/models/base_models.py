@@ -37,7 +37,7 @@ def named_errors(name: str) -> Iterator[None]:
     """Turn what the libraries raise for a missing or damaged model or an unreachable hub into one line with the fix.
 
     For an unreachable hub transformers raises OSError, peft ValueError, datasets ConnectionError (an OSError). For
-    files that are no checkpoint they raise whatever goes wrong first, so nothing else belongs into the block.
+    files that are not a checkpoint they raise whatever goes wrong first, so nothing else belongs in the block.
     """
     try:
         yield

@@ -36,7 +36,7 @@ class Unavailable(InputError):
 
 @dataclass(frozen=True)
 class EngineName:
-    """A library and the precision that is asked of it, such as ``onnxruntime-int8``."""
+    """A library and the precision that is requested, such as ``onnxruntime-int8``."""
 
     library: str
     precision: str

@@ -197,10 +197,8 @@ class Scorer:
 
     def _log_odds(self, encodings: Sequence[Encoding], batch_size: int) -> np.ndarray:
         log_odds = np.empty(len(encodings))
-        by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
-        for start in range(0, len(by_length), batch_size):
-            batch = by_length[start : start + batch_size]
-            log_odds[batch] = self.engine(*self.tokenizer.pad([encodings[i] for i in batch]))
+        for batch, padded in self.tokenizer.batches(encodings, batch_size):
+            log_odds[batch] = self.engine(*padded)
         # Not -inf: among several processes it stands for the articles of the others.
         if not (log_odds < np.inf).all():
             raise InputError(f"{self.name}: yields scores that are not numbers with {self.engine.name}; train it again")

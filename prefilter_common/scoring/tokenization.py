@@ -103,6 +103,15 @@ class ArticleTokenizer:
             attention_mask[row, : len(ids)] = 1
         return input_ids, attention_mask
 
+    def batches(
+        self, encodings: Sequence[list[int]], batch_size: int
+    ) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
+        """Batches of articles of similar length, so that little is padding: their indices, and what ``pad`` gives."""
+        by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
+        for start in range(0, len(by_length), batch_size):
+            batch = by_length[start : start + batch_size]
+            yield batch, self.pad([encodings[i] for i in batch])
+
     def _groups(
         self, texts: Sequence[str], starts: Sequence[int], unread: Sequence[int], needed: int
     ) -> Iterator[list[tuple[int, int]]]:

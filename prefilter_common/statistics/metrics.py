@@ -24,16 +24,21 @@ CONFIDENCE = 0.95
 Interval = tuple[np.ndarray, np.ndarray]
 
 
-class ThresholdMetrics(TypedDict):
-    """Metrics of commerce at one threshold; ``intervals`` by metric, [low, high]."""
+class MetricsRow(TypedDict):
+    """Metrics of commerce; ``intervals`` by metric, [low, high]."""
 
-    threshold: float
     f1: float
     precision: float
     recall: float
     accuracy: float
     intervals: dict[str, list[float]]
     confusion_matrix: list[list[int]]
+
+
+class ThresholdMetrics(MetricsRow):
+    """Those at one threshold."""
+
+    threshold: float
 
 
 class ClassificationMetrics(TypedDict):

@@ -38,7 +38,7 @@ def precision_at(prevalence: float, confusion: Confusion) -> tuple[float | None,
     """Precision where a share ``prevalence`` of the articles is commerce, and its interval.
 
     Bayes' rule; the interval is Koopman's for the ratio of recall to false-positive rate, on which precision depends
-    alone. The estimate is None where nothing at all was flagged.
+    alone. The estimate is None where nothing was flagged.
     """
     tp, n_commerce, fp, n_journalism = (confusion[key] for key in ("tp", "n_commerce", "fp", "n_journalism"))
     low, high = precision_interval(prevalence, tp, n_commerce, fp, n_journalism)
@@ -90,7 +90,7 @@ def prevalence_from_flags(flag_rate: float, n: float, confusion: Confusion) -> t
 
 
 def per_thousand(prevalence: float, confusion: Confusion) -> dict[str, dict[str, float | list[float]]]:
-    """Of 1,000 articles: journalism blocked, commerce dropped as meant, commerce let through, with intervals."""
+    """Of 1,000 articles: journalism blocked, commerce correctly dropped, commerce let through, with intervals."""
     commerce, journalism = PER * prevalence, PER * (1 - prevalence)
     counts = {
         "journalism_blocked": (journalism, confusion["fp"], confusion["n_journalism"]),

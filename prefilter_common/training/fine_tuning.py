@@ -4,8 +4,7 @@ import ctypes
 import logging
 import math
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefilter_common.articles import Article, format_input, labels_of
+from prefilter_common.articles import Article, format_input
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
@@ -29,7 +29,6 @@ from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
 from prefilter_common.training.interruption.saver import CheckpointSaver
-from prefilter_common.training.losses import weighted_log_loss
 from prefilter_common.training.recipe import PATIENCE, Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
 
@@ -60,17 +59,11 @@ def resolve_precision(recipe: Recipe) -> str:
 
 
 def fine_tune(
-    checkpoint: Checkpoint,
-    train: Sequence[Article],
-    targets: np.ndarray,
-    val: Sequence[Article],
-    recipe: Recipe,
-    saver: CheckpointSaver,
+    checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe, saver: CheckpointSaver
 ) -> dict[str, Any]:
     """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch by validation F1.
 
     Args:
-        targets: (n,) what to predict of each training article: its label (int), or P(commerce) (float).
         recipe: its precision resolved.
         saver: where checkpoints go, and the one to continue.
 
@@ -78,7 +71,7 @@ def fine_tune(
         The content of ``training_metrics.json``: the best epoch's ``eval_*`` figures, the curve, the speed.
     """
     set_seed(recipe.seed)
-    trainer = _trainer(checkpoint, train, targets, val, recipe, saver)
+    trainer = _trainer(checkpoint, train, val, recipe, saver)
     progress = saver.progress
     n_parameters, n_trainable = _count_parameters(checkpoint)
     effective_batch = recipe.articles_per_step(trainer.args.world_size)
@@ -117,27 +110,21 @@ def fine_tune(
 
 
 def _trainer(
-    checkpoint: Checkpoint,
-    train: Sequence[Article],
-    targets: np.ndarray,
-    val: Sequence[Article],
-    recipe: Recipe,
-    saver: CheckpointSaver,
+    checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe, saver: CheckpointSaver
 ) -> Trainer:
     val = sorted(val, key=lambda article: len(format_input(article)))  # evaluated in batches of similar length
     tokenizer, max_length = ArticleTokenizer.of(checkpoint.tokenizer), checkpoint.contract.max_length
-    train_texts = TrainingTexts(tokenizer, train, targets, max_length, recipe.cut_share, recipe.seed)
-    val_texts = TrainingTexts(tokenizer, val, labels_of(val), max_length)
+    train_texts = TrainingTexts(tokenizer, train, max_length, recipe.cut_share, recipe.seed)
+    val_texts = TrainingTexts(tokenizer, val, max_length)
     for texts in (train_texts, val_texts):
         _require_known_tokens(checkpoint, texts)
-    hard = targets.dtype == int and recipe.cost_of_blocking == 1
     trainer = _LengthGroupedTrainer(
         model=checkpoint.model,
         args=_training_arguments(recipe, saver),
         train_dataset=train_texts,
         eval_dataset=val_texts,
         data_collator=DataCollatorWithPadding(checkpoint.tokenizer),
-        compute_loss_func=None if hard else partial(weighted_log_loss, cost_of_blocking=recipe.cost_of_blocking),
+        compute_loss_func=None if recipe.cost_of_blocking == 1 else weighted_loss(recipe.cost_of_blocking),
         compute_metrics=_eval_metrics,
         callbacks=[EarlyStoppingCallback(PATIENCE), saver.progress, saver],
     )
@@ -147,6 +134,19 @@ def _trainer(
     # batch and scales it by processes and accumulation steps. A classifier's loss is a mean.
     trainer.model_accepts_loss_kwargs = False
     return trainer
+
+
+def weighted_loss(cost_of_blocking: float) -> Callable[..., torch.Tensor]:
+    """The log loss with journalism weighted ``cost_of_blocking`` times as much as commerce, as the trainer calls it."""
+    weights = torch.tensor([cost_of_blocking, 1.0])
+
+    def loss(
+        outputs: SequenceClassifierOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        logits = outputs.logits.float()
+        return torch.nn.functional.cross_entropy(logits, labels, weights.to(logits.device))
+
+    return loss
 
 
 def _best_and_curve(log_history: list[dict]) -> dict[str, Any]:

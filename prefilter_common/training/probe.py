@@ -84,15 +84,11 @@ def add_mean_layer(model: PreTrainedModel) -> None:
     model.config.num_hidden_layers = len(layers)
 
 
-def start_from_probe(
-    checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe
-) -> dict[str, Any]:
+def start_from_probe(checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe) -> None:
     """Fit a probe on the articles and on copies of them cut as in training, and write it into the head.
 
-    ``add_mean_layer`` has been called. The same seed gives the same probe.
-
-    Returns:
-        The inverse strength of its penalty, and its figures on validation, cut copies included.
+    ``add_mean_layer`` has been called. The same seed gives the same probe; the penalty is chosen on the validation
+    articles and their cut copies.
     """
     rng = np.random.default_rng((recipe.seed, 0, 2))
     known, checked = (_features(checkpoint, [*articles, *cut_at_random(articles, rng)]) for articles in (train, val))
@@ -100,19 +96,15 @@ def start_from_probe(
     weights, intercept, figures = fit_probe(known, labels, checked, checked_labels, recipe.cost_of_blocking)
     write_probe(checkpoint.model, weights, intercept, float(np.abs(known @ weights + intercept).max()))
     log.info(f"probe on frozen features | validation f1 {figures['f1']:.3f} | loss {figures['log_loss']:.4f}")
-    return figures
 
 
 def _features(checkpoint: Checkpoint, articles: Sequence[Article]) -> np.ndarray:
     """(n, width) float32: what the head reads of each article."""
     model, tokenizer = checkpoint.model.eval(), ArticleTokenizer.of(checkpoint.tokenizer)
     encodings = tokenizer.encode(articles, checkpoint.contract.max_length)
-    by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
     found = np.empty((len(articles), model.config.hidden_size), dtype=np.float32)
     with torch.inference_mode():
-        for start in range(0, len(by_length), BATCH):
-            batch = by_length[start : start + BATCH]
-            padded = tokenizer.pad([encodings[i] for i in batch])
+        for batch, padded in tokenizer.batches(encodings, BATCH):
             input_ids, attention_mask = (torch.from_numpy(array).to(model.device) for array in padded)
             states = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]
             found[batch] = states[:, 0].float().cpu().numpy()

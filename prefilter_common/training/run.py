@@ -94,7 +94,7 @@ def train_model_directory(
             start = starting_point(checkpoints, settings, job.resume)
             saver = CheckpointSaver(checkpoints, settings, job.checkpoint_minutes, start)
             prepare(checkpoint, train, val, recipe, start is None)
-            metrics = fine_tune(checkpoint, train, labels_of(train), val, recipe, saver)
+            metrics = fine_tune(checkpoint, train, val, recipe, saver)
             if is_main_process():
                 checkpoint = calibrate(checkpoint, val, directory, 2 * recipe.batch_size)
                 save_model_directory(directory, job.output, checkpoint, metrics, run)

@@ -23,7 +23,6 @@ class TrainingTexts(Dataset):
     The order of the draws depends on seed and epoch alone, so that a continued run trains on the same texts.
 
     Args:
-        targets: (n,) what to predict of each article: its label, or P(commerce).
         max_length: tokens read of each article.
         cut_share: the share of articles that are cut, from 0 to 1.
     """
@@ -32,12 +31,11 @@ class TrainingTexts(Dataset):
         self,
         tokenizer: ArticleTokenizer,
         articles: Sequence[Article],
-        targets: np.ndarray,
         max_length: int,
         cut_share: float = 0.0,
         seed: int = 0,
     ):
-        self.articles, self.targets, self.cut_share, self.seed = articles, targets.tolist(), cut_share, seed
+        self.articles, self.cut_share, self.seed = articles, cut_share, seed
         self._encode = lambda part: tokenizer.encode(part, max_length)
         self.whole = self._encode(articles)
         self.ids = self.whole
@@ -48,9 +46,8 @@ class TrainingTexts(Dataset):
             rng = np.random.default_rng((self.seed, epoch, 1))  # the order of the articles draws from (seed, epoch)
             chosen = np.flatnonzero(rng.random(len(self.articles)) < self.cut_share).tolist()
             self.ids = list(self.whole)
-            for i, ids in zip(
-                chosen, self._encode(cut_at_random([self.articles[i] for i in chosen], rng)), strict=True
-            ):
+            copies = cut_at_random([self.articles[i] for i in chosen], rng)
+            for i, ids in zip(chosen, self._encode(copies), strict=True):
                 self.ids[i] = ids
         return np.array([len(ids) for ids in self.ids])
 
@@ -58,7 +55,7 @@ class TrainingTexts(Dataset):
         return len(self.articles)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"input_ids": self.ids[i], "labels": self.targets[i]}
+        return {"input_ids": self.ids[i], "labels": self.articles[i].label}
 
 
 def cut_at_random(articles: Sequence[Article], rng: np.random.Generator) -> list[Article]:

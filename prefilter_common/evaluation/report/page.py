@@ -7,7 +7,7 @@ from typing import Any
 from prefilter_common.evaluation.report.plots import Axes, near_one
 from prefilter_common.page import render_page, span
 
-# Up to this many pairs of models the traffic section tells all of each; of more, only of those with the chosen model.
+# Up to this many pairs of models the traffic section shows each in full; of more, only those with the chosen model.
 ALL_PAIRS = 3
 SECTIONS = ("run", "settings", "test", "baseline", "comparison", "integrity", "production", "audit")
 SWEPT = ("precision", "recall")
@@ -73,7 +73,7 @@ def _context(results: Mapping[str, Any]) -> dict:
 
 
 def _pairs(traffic: Mapping | None, model: str | None) -> list[tuple[dict, bool]]:
-    """Every pair compared on the traffic, those with ``model`` first, and whether to tell all of it."""
+    """Every pair compared on the traffic, those with ``model`` first, and whether to show it in full."""
     pairs = sorted(traffic["pairs"] if traffic else [], key=lambda pair: model not in pair["models"])
     return [(pair, len(pairs) <= ALL_PAIRS or model in pair["models"]) for pair in pairs]
 
