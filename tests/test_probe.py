@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from prefilter_common.articles import labels_of, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
+from prefilter_common.models.encoder_layers import compute_first_token_only
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
@@ -41,6 +42,25 @@ def test_the_added_layer_gives_the_mean_of_the_tokens_that_are_no_padding(base):
     wanted = torch.nn.functional.layer_norm(before[:, 0] + probe.MEAN_WEIGHT * mean, before.shape[-1:], eps=1e-12)
     probe.add_mean_layer(base.model)
     torch.testing.assert_close(states(base.model, input_ids, attention_mask)[:, 0], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_the_last_layer_computes_the_first_token_alone_and_the_same_as_before(base):
+    input_ids = torch.randint(5, 100, (3, 20), generator=torch.Generator().manual_seed(0))
+    attention_mask = torch.ones_like(input_ids)
+    attention_mask[0, 12:] = 0
+    before = states(base.model, input_ids, attention_mask)
+    logits = base.model(input_ids=input_ids, attention_mask=attention_mask).logits
+    compute_first_token_only(base.model)
+    after = states(base.model, input_ids, attention_mask)
+    assert after.shape == (3, 1, before.shape[2])
+    torch.testing.assert_close(after, before[:, :1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(base.model(input_ids=input_ids, attention_mask=attention_mask).logits, logits)
+
+
+def test_a_decoder_computes_every_token(tiny_models):
+    qwen = load_base_model(str(tiny_models["qwen"]), max_length=64, seed=1)
+    compute_first_token_only(qwen.model)
+    assert states(qwen.model, torch.ones(1, 7, dtype=torch.long), torch.ones(1, 7, dtype=torch.long)).shape[1] == 7
 
 
 def test_the_head_decides_as_the_probe_does(base, articles):

@@ -200,10 +200,16 @@ class OnnxRuntimeEngine:
 
 
 def log_odds_module(model: "PreTrainedModel") -> "torch.nn.Module":
-    """``model`` with one output, the (n,) log-odds of commerce, whether its head has one label or two."""
+    """``model`` with one output, the (n,) log-odds of commerce, whether its head has one label or two.
+
+    The last layer of an encoder then computes what the head reads, and no more.
+    """
     import torch
 
     from prefilter_common.models.checks import commerce_index
+    from prefilter_common.models.encoder_layers import compute_first_token_only
+
+    compute_first_token_only(model)
 
     class LogOdds(torch.nn.Module):
         def __init__(self) -> None:

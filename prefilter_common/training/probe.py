@@ -11,7 +11,6 @@ standard class that ``transformers.pipeline`` and every engine load.
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,13 @@ from transformers import PreTrainedModel
 from prefilter_common.articles import COMMERCE, JOURNALISM, Article, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
+from prefilter_common.models.encoder_layers import FAMILIES, Layer, layers_of
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.sampling import cut_at_random
 
 log = logging.getLogger(__name__)
 
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
 # The first token's own state is a tenth of what the added layer gives for it; the rest is the mean of all tokens.
 MEAN_WEIGHT = 10.0
 # Inverse strengths of the L2 penalty, from which validation chooses.
@@ -39,20 +38,6 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
 LARGEST_INPUT = 1.0
 # Articles per forward pass; no gradients are kept.
 BATCH = 32
-
-
-@dataclass(frozen=True)
-class Layer:
-    """The parts of an encoder layer, whatever its class calls them."""
-
-    query: torch.nn.Linear
-    key: torch.nn.Linear
-    value: torch.nn.Linear
-    attention_output: torch.nn.Linear
-    attention_norm: torch.nn.LayerNorm
-    up: torch.nn.Linear
-    down: torch.nn.Linear
-    output_norm: torch.nn.LayerNorm
 
 
 def require_supported(model: PreTrainedModel, name: str) -> None:
@@ -66,9 +51,9 @@ def require_supported(model: PreTrainedModel, name: str) -> None:
 
 def add_mean_layer(model: PreTrainedModel) -> None:
     """Add an encoder layer whose output at the first token is the normalised mean of its input, in place."""
-    layers = _layers(model)
+    layers = layers_of(model)
     added = copy.deepcopy(layers[-1])
-    parts = _parts(added)
+    parts = Layer.of(added)
     with torch.no_grad():
         for linear in (parts.query, parts.key, parts.value, parts.attention_output, parts.up, parts.down):
             linear.bias.zero_()
@@ -158,22 +143,3 @@ def write_probe(model: PreTrainedModel, weights: np.ndarray, intercept: float, l
             first.bias[i] = bias
             out.weight[COMMERCE, i] = column / (2 * scale)
             out.weight[JOURNALISM, i] = -column / (2 * scale)
-
-
-def _layers(model: PreTrainedModel) -> torch.nn.ModuleList:
-    body = model.base_model
-    return body.transformer.layer if model.config.model_type == "distilbert" else body.encoder.layer
-
-
-def _parts(layer: torch.nn.Module) -> Layer:
-    if hasattr(layer, "ffn"):  # DistilBERT
-        attention, ffn = layer.attention, layer.ffn
-        return Layer(
-            attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, layer.sa_layer_norm,
-            ffn.lin1, ffn.lin2, layer.output_layer_norm,
-        )  # fmt: skip
-    own, output = layer.attention.self, layer.attention.output
-    return Layer(
-        own.query, own.key, own.value, output.dense, output.LayerNorm,
-        layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm,
-    )  # fmt: skip

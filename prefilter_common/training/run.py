@@ -119,10 +119,12 @@ def prepare(
 ) -> None:
     """Give the model the form that the recipe trains; fit its head, unless a checkpoint is to replace the weights."""
     if recipe.probe_first:
+        from prefilter_common.models.encoder_layers import compute_first_token_only
         from prefilter_common.training.probe import add_mean_layer, require_supported, start_from_probe
 
         require_supported(checkpoint.model, str(checkpoint.contract.base_model))
         add_mean_layer(checkpoint.model)
+        compute_first_token_only(checkpoint.model)
         if fit:
             start_from_probe(checkpoint, train, val, recipe)
     if not recipe.train_vocabulary:

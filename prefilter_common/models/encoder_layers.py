@@ -1,0 +1,87 @@
+"""The layers of an encoder whose head reads its first token alone, whatever its class calls their parts."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+
+FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The parts of one encoder layer."""
+
+    query: torch.nn.Linear
+    key: torch.nn.Linear
+    value: torch.nn.Linear
+    attention_output: torch.nn.Linear
+    attention_norm: torch.nn.LayerNorm
+    up: torch.nn.Linear
+    down: torch.nn.Linear
+    output_norm: torch.nn.LayerNorm
+
+    @classmethod
+    def of(cls, layer: torch.nn.Module) -> "Layer":
+        """The parts of a layer of one of the ``FAMILIES``."""
+        if hasattr(layer, "ffn"):  # DistilBERT
+            attention, ffn = layer.attention, layer.ffn
+            return cls(
+                attention.q_lin, attention.k_lin, attention.v_lin, attention.out_lin, layer.sa_layer_norm,
+                ffn.lin1, ffn.lin2, layer.output_layer_norm,
+            )  # fmt: skip
+        own, output = layer.attention.self, layer.attention.output
+        return cls(
+            own.query, own.key, own.value, output.dense, output.LayerNorm,
+            layer.intermediate.dense, layer.output.dense, layer.output.LayerNorm,
+        )  # fmt: skip
+
+
+def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
+    """The encoder layers of a model of one of the ``FAMILIES``, first to last."""
+    body = model.base_model
+    return body.transformer.layer if model.config.model_type == "distilbert" else body.encoder.layer
+
+
+def compute_first_token_only(model: PreTrainedModel) -> None:
+    """Make the last layer compute the first token alone, which is all that the head reads, in place.
+
+    Exact but for rounding: keys and values still come from every token, and the rest of the layer's arithmetic, five
+    sixths of it, is done for one. Weights and their names stay as they are. A model of another family, or with an
+    attention that takes no mask per query, is left alone.
+    """
+    if model.config.model_type in FAMILIES and model.config._attn_implementation in ("sdpa", "eager"):
+        last = layers_of(model)[-1]
+        last.forward = partial(_first_token, last)
+
+
+def _first_token(
+    layer: torch.nn.Module,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    *_of_decoders: Any,
+    **_settings: Any,
+) -> torch.Tensor:
+    """(n, 1, width): what ``layer`` gives for the first of the (n, t, width) states."""
+    parts = Layer.of(layer)
+    attention = layer.attention if hasattr(layer, "ffn") else layer.attention.self
+    first = hidden_states[:, :1]
+
+    def heads(projected: torch.Tensor) -> torch.Tensor:
+        return projected.view(*projected.shape[:2], -1, attention.attention_head_size).transpose(1, 2)
+
+    mixed = scaled_dot_product_attention(
+        heads(parts.query(first)),
+        heads(parts.key(hidden_states)),
+        heads(parts.value(hidden_states)),
+        attn_mask=None if attention_mask is None else attention_mask[:, :, :1],
+        dropout_p=attention.dropout.p if layer.training else 0.0,
+    )
+    mixed = mixed.transpose(1, 2).reshape(first.shape)
+    if hasattr(layer, "ffn"):
+        attended = layer.sa_layer_norm(layer.attention.out_lin(mixed) + first)
+        return layer.output_layer_norm(layer.ffn(attended) + attended)
+    return layer.feed_forward_chunk(layer.attention.output(mixed, first))
