@@ -21,8 +21,9 @@ from pathlib import Path
 from prefilter_common.cli import Parser, configure_logging, exit_code
 from prefilter_common.models.directory import require_model_output
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
+from prefilter_common.training.provenance import Job
 from prefilter_common.training.recipe import CLASSIC, RECIPES, Recipe, add_training_arguments
-from prefilter_common.training.run import Job, train_model_directory
+from prefilter_common.training.run import train_model_directory
 
 
 def main(argv: list[str] | None = None) -> int:

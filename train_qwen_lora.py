@@ -26,8 +26,9 @@ from prefilter_common.errors import InputError
 from prefilter_common.models.directory import copy_records, require_model_output
 from prefilter_common.outputs import new_directory
 from prefilter_common.processes import is_main_process
+from prefilter_common.training.provenance import Job
 from prefilter_common.training.recipe import Recipe, add_training_arguments
-from prefilter_common.training.run import Job, train_model_directory
+from prefilter_common.training.run import train_model_directory
 
 if TYPE_CHECKING:
     from prefilter_common.models.checkpoints import Checkpoint

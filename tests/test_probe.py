@@ -6,14 +6,15 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from prefilter_common.articles import labels_of, load_articles
-from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 from prefilter_common.models.encoder_layers import compute_first_token_only
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.training import probe
+from prefilter_common.training.data import Data
 from prefilter_common.training.recipe import LP_FT
+from prefilter_common.training.run import prepare
 
 FAMILIES = ["distilbert", "minilm", "xlm-roberta"]
 
@@ -112,10 +113,14 @@ def test_a_cost_of_blocking_makes_the_probe_call_less_commerce():
     assert shares[1] < shares[0]
 
 
-def test_an_unknown_family_is_refused_with_the_fix(tiny_models):
+def test_a_family_without_a_probe_starts_from_a_random_head_and_says_so(tiny_models, articles, caplog):
+    train, val, _ = articles
     qwen = load_base_model(str(tiny_models["qwen"]), max_length=64, seed=1)
-    with pytest.raises(InputError, match=r"^Q: .*of type qwen2; pass --recipe classic$"):
-        probe.require_supported(qwen.model, "Q")
+    before = qwen.model.score.weight.clone()
+    prepare(qwen, Data(train, val, train, labels_of(train)), LP_FT, fit=True)
+    assert "no probe for models of type qwen2" in caplog.text
+    assert torch.equal(qwen.model.score.weight, before) and qwen.model.config.num_hidden_layers == 2
+    assert not qwen.model.get_input_embeddings().weight.requires_grad
 
 
 @pytest.mark.slow

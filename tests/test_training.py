@@ -6,12 +6,14 @@ import pytest
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefilter_common.articles import JOURNALISM, Article, capped, format_input
+from prefilter_common.articles import JOURNALISM, Article, capped, format_input, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
+from prefilter_common.training.data import soft_targets
 from prefilter_common.training.fine_tuning import resolve_precision, weighted_loss
+from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts, cut, cut_at_random
 
@@ -62,7 +64,7 @@ def training_texts(tiny_encoder, long_articles):
     tokenizer = ArticleTokenizer.of(load_base_model(str(tiny_encoder), max_length=128, seed=1).tokenizer)
 
     def make(cut_share, seed=1):
-        return TrainingTexts(tokenizer, long_articles, 2_000, cut_share, seed)
+        return TrainingTexts(tokenizer, long_articles, labels_of(long_articles), 2_000, cut_share, seed)
 
     return make
 
@@ -114,6 +116,25 @@ def test_the_weighted_loss_counts_journalism_as_often_as_it_costs():
     torch.testing.assert_close(weighted_loss(5.0)(outputs, labels), repeated)
 
 
+def test_the_weighted_loss_takes_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(8, 2, generator=generator), torch.rand(8, generator=generator)
+    log_p = torch.log_softmax(logits, dim=1)
+    expected = -((1 - targets) * log_p[:, 0] + targets * log_p[:, 1]).mean()
+    torch.testing.assert_close(weighted_loss(1.0)(SequenceClassifierOutput(logits=logits), targets), expected)
+
+
+def test_soft_targets_follow_the_score_unless_the_label_was_corrected():
+    articles = [
+        Article("t", "c", label=1, commerce_score=10),
+        Article("t", "c", label=0, commerce_score=3),
+        Article("t", "c", commerce_score=5),
+        Article("t", "c", label=0, commerce_score=9.5),  # corrected by hand
+        Article("t", "c", label=1),
+    ]
+    np.testing.assert_allclose(soft_targets(articles), [0.9933, 0.1192, 0.5, 0.0, 1.0], atol=1e-4)
+
+
 def test_a_cap_takes_articles_from_the_whole_file():
     articles = [Article("t", "c", label=int(i >= 50)) for i in range(100)]  # sorted by label
     assert sum(a.label for a in capped(articles, 10)) == 5
@@ -140,7 +161,7 @@ def test_an_article_of_20_mb_takes_no_memory(tiny_encoder):
     articles = [Article("t", "half price today " * 1_200_000, label=1), Article("a", "b", label=0)]
     reset.write_text("5")
     before = peak_memory_mib()
-    encoded = TrainingTexts(ArticleTokenizer.of(checkpoint.tokenizer), articles, 64)
+    encoded = TrainingTexts(ArticleTokenizer.of(checkpoint.tokenizer), articles, labels_of(articles), 64)
     assert peak_memory_mib() - before < 400  # the text and its copy after the title are 20 MB each
     texts = [format_input(articles[0])[:10_000], format_input(articles[1])]
     expected = checkpoint.tokenizer(texts, truncation=True, max_length=64)["input_ids"]
@@ -151,3 +172,30 @@ def test_auto_precision_on_cuda_is_the_recipes(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert resolve_precision(Recipe()) == "fp16"
     assert resolve_precision(Recipe(cuda_precision="bf16")) == "bf16"
+
+
+def test_on_a_gpu_no_step_waits_to_be_timed(monkeypatch):
+    clock, waited = iter(range(0, 1000, 250)), []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = next(clock)
+
+        def synchronize(self):
+            waited.append(self.at)
+
+        def elapsed_time(self, end):
+            return end.at - self.at  # milliseconds
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: waited.append("all"))
+    progress = ProgressLog(step_seconds=[1.0])
+    for _ in range(2):
+        progress.on_step_begin(None, None, None)
+        progress.on_step_end(None, None, None)
+    assert waited == []
+    assert progress.step_seconds == [1.0, 0.25, 0.25] == progress.step_seconds and waited == [250, 750]

@@ -25,9 +25,9 @@ import numpy as np
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, write_json, write_json_lines, write_text
+from prefilter_common.models.card import model_card
 from prefilter_common.models.contract import Contract
 from prefilter_common.outputs import require_free
-from prefilter_common.runinfo import RunInfo
 
 log = logging.getLogger(__name__)
 
@@ -205,41 +205,3 @@ def copy_records(source: Path, directory: Path, name: str, contract: Contract) -
         files = f"{METRICS_FILE} and {RUN_FILE}"
         raise InputError(f"{source}: {files} are not those of training ({error!r}); delete both") from None
     shutil.copy(source / VALIDATION_FILE, directory)
-
-
-def model_card(name: str, contract: Contract, metrics: Mapping, run: RunInfo | Mapping, adapter: bool = False) -> str:
-    """README.md of a model directory; ``adapter`` when it contains a LoRA adapter, not a whole checkpoint."""
-    data = run["data"]["train"]
-    loading = (
-        f"""from peft import AutoPeftModelForSequenceClassification
-    model = AutoPeftModelForSequenceClassification.from_pretrained("{name}")"""
-        if adapter
-        else f"""from transformers import pipeline
-    classify = pipeline("text-classification", model="{name}", truncation=True)
-    classify("[TITLE] Half price today [CONTENT] Order now and save.")"""
-    )
-    return f"""---
-library_name: {"peft" if adapter else "transformers"}
-pipeline_tag: text-classification
-base_model: {contract.base_model}
----
-# {name}
-
-Tells commerce (deals, affiliate pieces, shopping guides, product promotion) from journalism.
-Fine-tuned from `{contract.base_model}` on {metrics["train_articles"]} articles
-(`{data["file"]}`, sha256 `{data["sha256"][:12]}`).
-
-| validation ({metrics["val_articles"]} articles) | F1 | precision | recall | accuracy |
-|---|---|---|---|---|
-| best epoch ({metrics["best_epoch"]:.0f}), threshold 0.5 | {metrics["eval_f1"]:.3f} | {metrics["eval_precision"]:.3f} \
-| {metrics["eval_recall"]:.3f} | {metrics["eval_accuracy"]:.3f} |
-
-The epoch was chosen on these same articles, so the figures are optimistic; judge the model by its test results.
-
-    {loading}
-
-Input: `{contract.input_format}`, cut at {contract.max_length} tokens. Labels: 0 journalism, 1 commerce.
-`prefilter.json` contains this contract, `training_metrics.json` the curve, `run.json` how the model was made:
-
-    {run["command"]}
-"""

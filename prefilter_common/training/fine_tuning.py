@@ -2,10 +2,8 @@
 
 import ctypes
 import logging
-import math
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,20 +19,21 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefilter_common.articles import Article, format_input
+from prefilter_common.articles import format_input, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
+from prefilter_common.training.data import Data
 from prefilter_common.training.interruption.saver import CheckpointSaver
+from prefilter_common.training.progress import TrainingMetrics, curve_entry
 from prefilter_common.training.recipe import PATIENCE, Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
 
 log = logging.getLogger(__name__)
 
-EVAL_KEYS = ("eval_loss", "eval_accuracy", "eval_f1", "eval_precision", "eval_recall")
 # A share of unknown tokens above this means that the tokenizer is not the model's own, or does not cover these
 # languages. Multilingual vocabularies stay below 0.5 %.
 MAX_UNKNOWN = 0.1
@@ -58,25 +57,20 @@ def resolve_precision(recipe: Recipe) -> str:
     return recipe.precision
 
 
-def fine_tune(
-    checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe, saver: CheckpointSaver
-) -> dict[str, Any]:
+def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: CheckpointSaver) -> TrainingMetrics:
     """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch by validation F1.
 
     Args:
         recipe: its precision resolved.
         saver: where checkpoints go, and the one to continue.
-
-    Returns:
-        The content of ``training_metrics.json``: the best epoch's ``eval_*`` figures, the curve, the speed.
     """
     set_seed(recipe.seed)
-    trainer = _trainer(checkpoint, train, val, recipe, saver)
+    trainer = _trainer(checkpoint, data, recipe, saver)
     progress = saver.progress
     n_parameters, n_trainable = _count_parameters(checkpoint)
     effective_batch = recipe.articles_per_step(trainer.args.world_size)
     log.info(
-        f"{len(train)} articles, {recipe.epochs} epochs | {n_parameters / 1e6:.1f} M parameters, "
+        f"{len(data.articles)} articles, {recipe.epochs} epochs | {n_parameters / 1e6:.1f} M parameters, "
         f"{n_trainable / 1e6:.2f} M trainable | {recipe.precision} | effective batch {effective_batch} = "
         f"{recipe.batch_size} articles x {recipe.gradient_accumulation_steps} accumulation steps x "
         f"{trainer.args.world_size} processes"
@@ -90,10 +84,21 @@ def fine_tune(
         seconds = progress.seconds()
     # Mixed precision leaves the forward pass wrapped, and scores must be those of the float32 weights that are saved.
     trainer.accelerator.unwrap_model(checkpoint.model, keep_fp32_wrapper=False)
+    curve = [curve_entry(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
+    evaluations = [entry for entry in curve if "eval_f1" in entry]
+    # As the trainer chose it: the first with the highest F1.
+    best = max(evaluations, key=lambda entry: entry["eval_f1"])
     return {
-        **_best_and_curve(trainer.state.log_history),
-        "train_articles": len(train),
-        "val_articles": len(val),
+        "eval_loss": best["eval_loss"],
+        "eval_accuracy": best["eval_accuracy"],
+        "eval_f1": best["eval_f1"],
+        "eval_precision": best["eval_precision"],
+        "eval_recall": best["eval_recall"],
+        "best_epoch": best["epoch"],
+        "epoch": evaluations[-1]["epoch"],
+        "curve": curve,
+        "train_articles": len(data.articles),
+        "val_articles": len(data.val),
         "steps": trainer.state.global_step,
         "train_seconds": round(seconds, 1),
         "median_step_seconds": round(float(np.median(progress.step_seconds)), 4),
@@ -109,22 +114,22 @@ def fine_tune(
     }
 
 
-def _trainer(
-    checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe, saver: CheckpointSaver
-) -> Trainer:
-    val = sorted(val, key=lambda article: len(format_input(article)))  # evaluated in batches of similar length
+def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: CheckpointSaver) -> Trainer:
+    val = sorted(data.val, key=lambda article: len(format_input(article)))  # evaluated in batches of similar length
     tokenizer, max_length = ArticleTokenizer.of(checkpoint.tokenizer), checkpoint.contract.max_length
-    train_texts = TrainingTexts(tokenizer, train, max_length, recipe.cut_share, recipe.seed)
-    val_texts = TrainingTexts(tokenizer, val, max_length)
+    train_texts = TrainingTexts(tokenizer, data.articles, data.targets, max_length, recipe.cut_share, recipe.seed)
+    val_texts = TrainingTexts(tokenizer, val, labels_of(val), max_length)
     for texts in (train_texts, val_texts):
         _require_known_tokens(checkpoint, texts)
+    plain = recipe.cost_of_blocking == 1 and data.targets.dtype == int
     trainer = _LengthGroupedTrainer(
         model=checkpoint.model,
         args=_training_arguments(recipe, saver),
         train_dataset=train_texts,
         eval_dataset=val_texts,
         data_collator=DataCollatorWithPadding(checkpoint.tokenizer),
-        compute_loss_func=None if recipe.cost_of_blocking == 1 else weighted_loss(recipe.cost_of_blocking),
+        # The model's own is the same where every target is a label.
+        compute_loss_func=None if plain else weighted_loss(recipe.cost_of_blocking),
         compute_metrics=_eval_metrics,
         callbacks=[EarlyStoppingCallback(PATIENCE), saver.progress, saver],
     )
@@ -137,29 +142,26 @@ def _trainer(
 
 
 def weighted_loss(cost_of_blocking: float) -> Callable[..., torch.Tensor]:
-    """The log loss with journalism weighted ``cost_of_blocking`` times as much as commerce, as the trainer calls it."""
+    """The log loss with journalism weighted ``cost_of_blocking`` times as much as commerce, as the trainer calls it.
+
+    Labels may be 0 and 1, or probabilities of commerce.
+    """
     weights = torch.tensor([cost_of_blocking, 1.0])
 
     def loss(
         outputs: SequenceClassifierOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
         logits = outputs.logits.float()
+        if labels.is_floating_point():
+            labels = torch.stack([1 - labels, labels], dim=1).to(logits.dtype)
         return torch.nn.functional.cross_entropy(logits, labels, weights.to(logits.device))
 
     return loss
 
 
-def _best_and_curve(log_history: list[dict]) -> dict[str, Any]:
-    """The figures of the best epoch, as the trainer chose it: the first with the highest F1."""
-    curve = [_curve_entry(entry) for entry in log_history if "loss" in entry or "eval_f1" in entry]
-    evaluations = [entry for entry in curve if "eval_f1" in entry]
-    best = max(evaluations, key=lambda entry: entry["eval_f1"])
-    return {
-        **{key: best[key] for key in EVAL_KEYS},
-        "epoch": evaluations[-1]["epoch"],
-        "best_epoch": best["epoch"],
-        "curve": curve,
-    }
+def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of the weights that are trained, on the CPU."""
+    return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
 def _keep_freed_memory() -> None:
@@ -233,13 +235,6 @@ def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:
         "precision": metrics["precision"],
         "recall": metrics["recall"],
     }
-
-
-def _curve_entry(entry: dict) -> dict:
-    if "eval_log_loss" in entry:
-        entry = {**entry, "eval_loss": entry["eval_log_loss"]}
-        del entry["eval_log_loss"]
-    return {key: value if math.isfinite(value) else None for key, value in entry.items()}
 
 
 class _LengthGroupedTrainer(Trainer):

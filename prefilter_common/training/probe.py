@@ -20,9 +20,8 @@ from sklearn.metrics import f1_score, log_loss
 from transformers import PreTrainedModel
 
 from prefilter_common.articles import COMMERCE, JOURNALISM, Article, labels_of
-from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
-from prefilter_common.models.encoder_layers import FAMILIES, Layer, layers_of
+from prefilter_common.models.encoder_layers import Layer, layers_of
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.sampling import cut_at_random
@@ -40,26 +39,21 @@ LARGEST_INPUT = 1.0
 BATCH = 32
 
 
-def require_supported(model: PreTrainedModel, name: str) -> None:
-    """Raise InputError unless ``add_mean_layer`` and ``write_probe`` know the model's class."""
-    if model.config.model_type not in FAMILIES:
-        raise InputError(
-            f"{name}: the recipe lp-ft needs a model of type {', '.join(FAMILIES)}, and this is of type "
-            f"{model.config.model_type}; pass --recipe classic"
-        )
-
-
 def add_mean_layer(model: PreTrainedModel) -> None:
-    """Add an encoder layer whose output at the first token is the normalised mean of its input, in place."""
+    """Add an encoder layer whose output at the first token is the normalised mean of its input, in place.
+
+    What the mean leaves free is drawn from a seed of its own, so that the weights of several runs can be averaged.
+    """
     layers = layers_of(model)
     added = copy.deepcopy(layers[-1])
     parts = Layer.of(added)
+    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for linear in (parts.query, parts.key, parts.value, parts.attention_output, parts.up, parts.down):
             linear.bias.zero_()
             linear.weight.zero_()
         for linear in (parts.key, parts.up):  # with queries or an output of zero they have no effect, but can learn
-            linear.weight.normal_(std=model.config.initializer_range)
+            linear.weight.normal_(std=model.config.initializer_range, generator=generator)
         parts.value.weight.fill_diagonal_(1.0)
         parts.attention_output.weight.fill_diagonal_(MEAN_WEIGHT)
         for norm in (parts.attention_norm, parts.output_norm):

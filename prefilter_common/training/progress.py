@@ -1,10 +1,10 @@
-"""What a training run logs: whole lines that survive ``tail -f``."""
+"""What a training run reports: log lines that survive ``tail -f``, and ``training_metrics.json``."""
 
 import logging
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -12,10 +12,49 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 log = logging.getLogger(__name__)
 
 
+class ValidationFigures(TypedDict):
+    """A model on the validation articles, at a threshold of 0.5 and a temperature of 1; the loss is the log loss."""
+
+    eval_loss: float
+    eval_accuracy: float
+    eval_f1: float
+    eval_precision: float
+    eval_recall: float
+
+
+class SeedRow(TypedDict):
+    """One of several runs that differ in their seed alone."""
+
+    seed: int
+    eval_f1: float
+    eval_loss: float
+    best_epoch: float
+
+
+class TrainingMetrics(ValidationFigures):
+    """The content of ``training_metrics.json``: the best epoch's figures, the curve, the speed."""
+
+    epoch: float
+    best_epoch: float
+    curve: list[dict[str, float | None]]  # the trainer's log
+    train_articles: int
+    val_articles: int
+    steps: int
+    train_seconds: float
+    median_step_seconds: float
+    train_articles_per_second: float
+    effective_batch_size: int
+    parameters: int
+    trainable_parameters: int
+    precision: str
+    peak_memory_mib: int
+    peak_gpu_memory_mib: int | None
+    seeds: NotRequired[list[SeedRow]]
+    kept: NotRequired[str]  # a seed, or "mean"
+
+
 class ProgressLog(TrainerCallback):
     """One line every few steps; stops the run when the loss is not a number.
-
-    ``step_seconds`` collects the duration of each step.
 
     Args:
         seconds: what training took before this run continued it.
@@ -23,11 +62,21 @@ class ProgressLog(TrainerCallback):
     """
 
     def __init__(self, seconds: float = 0.0, step_seconds: Sequence[float] = ()):
-        self.earlier_seconds, self.step_seconds = seconds, list(step_seconds)
+        self.earlier_seconds, self._step_seconds = seconds, list(step_seconds)
+        self._on_gpu: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []  # start and end of steps not yet read
 
     def seconds(self) -> float:
         """The duration of training so far."""
         return self.earlier_seconds + time.perf_counter() - self.started
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """The duration of each step; on a GPU this waits for the last one."""
+        for start, end in self._on_gpu:
+            end.synchronize()
+            self._step_seconds.append(start.elapsed_time(end) / 1000)
+        self._on_gpu = []
+        return self._step_seconds
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         f1 = [entry["eval_f1"] for entry in state.log_history if "eval_f1" in entry]
@@ -37,12 +86,14 @@ class ProgressLog(TrainerCallback):
         self.step_articles = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self.step_started = time.perf_counter()
+        self.step_started = _now()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.step_seconds.append(time.perf_counter() - self.step_started)
+        end = _now()
+        if isinstance(end, float):
+            self._step_seconds.append(end - self.step_started)
+        else:  # read later: waiting for the GPU after each step would leave it idle until the next one is queued
+            self._on_gpu.append((self.step_started, end))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict, **_: Any
@@ -72,3 +123,20 @@ class ProgressLog(TrainerCallback):
                 f"recall {metrics['eval_recall']:.3f} | loss {metrics['eval_log_loss']:.4f}"
             )
         self.mark = (state.global_step, time.perf_counter())
+
+
+def _now() -> Any:
+    """Seconds on a CPU; on a GPU an event, which is reached when what was queued before it is done."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def curve_entry(entry: dict) -> dict:
+    """An entry of the trainer's log as the curve keeps it, without numbers that JSON has no form for."""
+    if "eval_log_loss" in entry:
+        entry = {**entry, "eval_loss": entry["eval_log_loss"]}
+        del entry["eval_log_loss"]
+    return {key: value if math.isfinite(value) else None for key, value in entry.items()}

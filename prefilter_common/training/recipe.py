@@ -24,6 +24,7 @@ class Recipe:
     cut_share: float = 0.0
     train_vocabulary: bool = True
     cost_of_blocking: float = 1.0
+    seeds: int = 1
     epochs: int = 3
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
@@ -74,12 +75,22 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     add("--warmup-ratio", fraction, "share of the steps during which the learning rate rises")
     add("--weight-decay", fraction, "weight decay of AdamW, per step and relative to the learning rate")
     add("--seed", seed, "random seed of the new head, the order of the articles and dropout")
+    add("--seeds", whole_number(1, 100), "runs, seeded --seed and up; the best on validation, or their mean, is kept")
     recipe.add_argument(
         "--cost-of-blocking",
         type=positive_float,
         default=defaults.cost_of_blocking,
         metavar="N",
         help="weight of a journalism article in the loss, relative to a commerce article",
+    )
+    recipe.add_argument(
+        "--soft-labels",
+        nargs="?",
+        type=Path,
+        const=True,
+        metavar="FILE",
+        help="learn commerce_score, where an article has one, as a probability; with FILE, articles of any score, such "
+        "as those from 3 to 7 that the splits leave out, are trained on as well",
     )
     recipe.add_argument(
         "--precision",

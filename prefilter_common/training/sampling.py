@@ -23,6 +23,7 @@ class TrainingTexts(Dataset):
     The order of the draws depends on seed and epoch alone, so that a continued run trains on the same texts.
 
     Args:
+        targets: (n,) what the model is to say of each: 0 or 1, or a probability of commerce.
         max_length: tokens read of each article.
         cut_share: the share of articles that are cut, from 0 to 1.
     """
@@ -31,11 +32,12 @@ class TrainingTexts(Dataset):
         self,
         tokenizer: ArticleTokenizer,
         articles: Sequence[Article],
+        targets: np.ndarray,
         max_length: int,
         cut_share: float = 0.0,
         seed: int = 0,
     ):
-        self.articles, self.cut_share, self.seed = articles, cut_share, seed
+        self.articles, self.targets, self.cut_share, self.seed = articles, targets.tolist(), cut_share, seed
         self._encode = lambda part: tokenizer.encode(part, max_length)
         self.whole = self._encode(articles)
         self.ids = self.whole
@@ -55,7 +57,7 @@ class TrainingTexts(Dataset):
         return len(self.articles)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return {"input_ids": self.ids[i], "labels": self.articles[i].label}
+        return {"input_ids": self.ids[i], "labels": self.targets[i]}
 
 
 def cut_at_random(articles: Sequence[Article], rng: np.random.Generator) -> list[Article]:

@@ -9,7 +9,7 @@ import torch
 from prefilter_common.errors import InputError, RunError, Stopped
 from prefilter_common.processes import is_main_process, process_count
 from prefilter_common.runinfo import peak_gpu_memory
-from prefilter_common.training.interruption.resume import complete_checkpoints
+from prefilter_common.training.interruption.resume import newest_step
 from prefilter_common.training.recipe import Recipe
 
 
@@ -31,18 +31,14 @@ def named_failures(recipe: Recipe, folder: Path) -> Iterator[None]:
     except BaseException as error:
         failure = _named(error, recipe)
         try:
-            steps = _steps(folder)
+            step = newest_step(folder)
         except Stopped:  # from a launcher that has lost a process; this one is ending as it is
-            steps = _steps(folder)
-        if steps:
-            failure.add_note(f"the same command plus --resume continues after step {steps[-1]}")
+            step = newest_step(folder)
+        if step:
+            failure.add_note(f"the same command plus --resume continues after step {step}")
         if failure is error:
             raise
         raise failure from error
-
-
-def _steps(folder: Path) -> list[int]:
-    return [record["step"] for record in complete_checkpoints(folder).values()]
 
 
 def _named(error: BaseException, recipe: Recipe) -> BaseException:
@@ -59,8 +55,8 @@ def _lost_connection(error: RuntimeError) -> bool:
 
 
 def _diverged(error: FloatingPointError, folder: Path) -> str:
-    steps = _steps(folder)
-    kept = f", and so would --resume after step {steps[-1]}, whose checkpoint is kept" if steps else ""
+    step = newest_step(folder)
+    kept = f", and so would --resume after step {step}, whose checkpoint is kept" if step else ""
     return (
         f"{error}: start from scratch with a lower --learning-rate or --precision fp32; the same settings would "
         f"diverge again{kept}"

@@ -51,6 +51,21 @@ def checkpoint_folder(output: Path) -> Iterator[Path]:
         yield folder
 
 
+def seed_folder(folder: Path, seed: int) -> Path:
+    """Where the checkpoints of one of several seeds go, within the job's folder."""
+    place = folder / f"seed-{seed}"
+    if is_main_process():
+        place.mkdir(exist_ok=True)
+    return place
+
+
+def newest_step(folder: Path) -> int | None:
+    """Where ``--resume`` would continue: the step of the newest checkpoint, in the newest of its seeds' folders."""
+    places = [folder, *sorted(folder.glob("seed-*"), key=lambda place: place.stat().st_mtime)]
+    steps = [record["step"] for place in places for record in complete_checkpoints(place).values()]
+    return steps[-1] if steps else None
+
+
 def complete_checkpoints(folder: Path) -> dict[Path, CheckpointRecord]:
     """The checkpoints that can be continued, with their records, oldest first.
 
@@ -69,7 +84,7 @@ def complete_checkpoints(folder: Path) -> dict[Path, CheckpointRecord]:
 
 def discard_checkpoints(folder: Path, keep: Collection[Path] = ()) -> None:
     """Delete every checkpoint, complete or not, except those to keep."""
-    for path in folder.glob("checkpoint-*"):
+    for path in (*folder.glob("checkpoint-*"), *folder.glob("seed-*")):
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
 

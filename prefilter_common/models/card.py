@@ -1,0 +1,54 @@
+"""The model card: README.md of a model directory."""
+
+from collections.abc import Mapping
+
+from prefilter_common.models.contract import Contract
+from prefilter_common.runinfo import RunInfo
+
+
+def model_card(name: str, contract: Contract, metrics: Mapping, run: RunInfo | Mapping, adapter: bool = False) -> str:
+    """README.md of a model directory; ``adapter`` when it contains a LoRA adapter, not a whole checkpoint."""
+    data = run["data"]["train"]
+    loading = (
+        f"""from peft import AutoPeftModelForSequenceClassification
+    model = AutoPeftModelForSequenceClassification.from_pretrained("{name}")"""
+        if adapter
+        else f"""from transformers import pipeline
+    classify = pipeline("text-classification", model="{name}", truncation=True)
+    classify("[TITLE] Half price today [CONTENT] Order now and save.")"""
+    )
+    return f"""---
+library_name: {"peft" if adapter else "transformers"}
+pipeline_tag: text-classification
+base_model: {contract.base_model}
+---
+# {name}
+
+Tells commerce (deals, affiliate pieces, shopping guides, product promotion) from journalism.
+Fine-tuned from `{contract.base_model}` on {metrics["train_articles"]} articles
+(`{data["file"]}`, sha256 `{data["sha256"][:12]}`).
+
+| validation ({metrics["val_articles"]} articles) | F1 | precision | recall | accuracy |
+|---|---|---|---|---|
+| best epoch ({metrics["best_epoch"]:.0f}), threshold 0.5 | {metrics["eval_f1"]:.3f} | {metrics["eval_precision"]:.3f} \
+| {metrics["eval_recall"]:.3f} | {metrics["eval_accuracy"]:.3f} |
+
+{_several_runs(metrics)}\
+The epoch was chosen on these same articles, so the figures are optimistic; judge the model by its test results.
+
+    {loading}
+
+Input: `{contract.input_format}`, cut at {contract.max_length} tokens. Labels: 0 journalism, 1 commerce.
+`prefilter.json` contains this contract, `training_metrics.json` the curve, `run.json` how the model was made:
+
+    {run["command"]}
+"""
+
+
+def _several_runs(metrics: Mapping) -> str:
+    if "seeds" not in metrics:
+        return ""
+    n, kept = len(metrics["seeds"]), metrics["kept"]
+    which = f"The mean of the weights of {n} runs" if kept == "mean" else f"The best of {n} runs, seed {kept}"
+    each = ", ".join(f"{row['eval_f1']:.3f}" for row in metrics["seeds"])
+    return f"{which}; their validation F1: {each}.\n"
