@@ -1,0 +1,169 @@
+"""Pack what a deployment needs of a model directory into one file, and check it when it is unpacked.
+
+    python -m prefilter_common.models.bundle models/distilbert distilbert.tar
+    python -m prefilter_common.models.bundle --unpack distilbert.tar /srv/models/distilbert
+
+Packed are the contract, the records and, where the benchmark recommends a converted engine, that engine with its own
+tokenizer; elsewhere the checkpoint. bundle.json, the first file of the archive, lists the others with their sizes and
+hashes. Archives of the same files are the same, byte for byte. Unpacking writes a whole model directory or nothing, and
+with --overwrite puts yesterday's model back in one step.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, TypedDict
+
+from prefilter_common.cli import Parser, configure_logging, exit_code
+from prefilter_common.errors import InputError
+from prefilter_common.files import parse_json, resolved
+from prefilter_common.models.directory import (
+    CARD_FILE,
+    CONTRACT_FILE,
+    METRICS_FILE,
+    RECOMMENDATION_FILE,
+    RUN_FILE,
+    VALIDATION_FILE,
+    read_contract,
+    read_recommendation,
+    require_model_output,
+    sha256_of,
+)
+from prefilter_common.outputs import new_directory, partial_name, require_files
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "bundle.json"
+RECORDS = {CARD_FILE, CONTRACT_FILE, METRICS_FILE, RECOMMENDATION_FILE, RUN_FILE, VALIDATION_FILE}
+BLOCK = 1 << 20
+
+
+class FileRecord(TypedDict):
+    """One file of a bundle."""
+
+    bytes: int
+    sha256: str
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Pack or unpack; print one line. Returns the exit code."""
+    parser = Parser(__doc__, prog="python -m prefilter_common.models.bundle")
+    parser.add_argument("source", type=Path, help="model directory, or with --unpack the archive")
+    parser.add_argument("target", type=Path, help="archive to write, or with --unpack the model directory")
+    parser.add_argument("--unpack", action="store_true", help="unpack source into target, and check every file")
+    parser.add_argument("--overwrite", action="store_true", help="with --unpack, replace a model in target")
+    args = parser.parse_args(argv)
+    configure_logging()
+    files = unpack(args.source, args.target, args.overwrite) if args.unpack else pack(args.source, args.target)
+    size = sum(record["bytes"] for record in files.values())
+    print(json.dumps({"output": str(args.target), "files": len(files), "bytes": size}, separators=(",", ":")))
+    return 0
+
+
+def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
+    """Write ``archive``, complete or not at all. Returns its files.
+
+    Raises InputError where ``directory`` is no model of this project, or the archive exists.
+    """
+    if not directory.is_dir() or read_contract(directory) is None:
+        raise InputError(f"{directory}: contains no {CONTRACT_FILE}, so no model directory; name one that does")
+    if archive.exists():
+        raise InputError(f"{archive}: already exists; move it away, or name another output")
+    require_files(archive)
+    names = deployed(directory)
+    files: dict[str, FileRecord] = {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of(directory / name)} for name in names
+    }
+    partial = partial_name(archive)
+    try:
+        with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
+            manifest = json.dumps({"files": files}, indent=2).encode()
+            _add(tar, MANIFEST, len(manifest), io.BytesIO(manifest))
+            for name in names:
+                with (directory / name).open("rb") as content:
+                    _add(tar, name, files[name]["bytes"], content)
+        partial.replace(resolved(archive))
+    finally:
+        partial.unlink(missing_ok=True)
+    return files
+
+
+def deployed(directory: Path) -> list[str]:
+    """The files that a deployment needs, relative to the model directory, sorted."""
+    engine = str(read_recommendation(directory).get("engine", "")).replace("bf16", "fp32")  # the same converted model
+    folder = directory / engine
+    if engine and "/" not in engine and folder.is_dir():
+        kept = [path for path in folder.rglob("*") if path.is_file()]
+        kept += [directory / name for name in RECORDS if (directory / name).is_file()]
+    else:
+        kept = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return sorted(path.relative_to(directory).as_posix() for path in kept)
+
+
+def unpack(archive: Path, directory: Path, overwrite: bool = False) -> dict[str, FileRecord]:
+    """Write ``directory``, complete or not at all. Returns its files.
+
+    Raises:
+        InputError: not a bundle; a file that is damaged, missing, or not in its list; or ``directory`` exists.
+    """
+    require_model_output(directory, overwrite, [archive])
+    try:
+        with tarfile.open(archive, "r:") as tar:
+            members = iter(tar)
+            files = _read_manifest(tar, members)
+            with new_directory(directory, overwrite) as partial:
+                left = dict(files)
+                for member in members:
+                    record = left.pop(member.name, None)
+                    if record is None or not member.isfile():
+                        raise InputError(f"{archive}: {member.name[:80]!r} is not in its list; copy the archive again")
+                    _extract(tar, member, record, partial / member.name, archive)
+                if left:
+                    raise InputError(f"{archive}: {min(left)} is missing; copy the archive again")
+    except FileNotFoundError:
+        raise InputError(f"{archive}: no such file; check the path") from None
+    except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError):
+        raise InputError(f"{archive}: not a bundle, or damaged; copy it again, or pack the model again") from None
+    return files
+
+
+def _add(tar: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> None:
+    member = tarfile.TarInfo(name)  # no owner, and no time: the same files give the same archive
+    member.size, member.mode = size, 0o644
+    tar.addfile(member, content)
+
+
+def _read_manifest(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> dict[str, FileRecord]:
+    first = next(members, None)
+    content = tar.extractfile(first) if first is not None and first.name == MANIFEST else None
+    if content is None:
+        raise ValueError(MANIFEST)
+    files = parse_json(content.read().decode())["files"]
+    for name in files:
+        path = Path(name)
+        if path.is_absolute() or ".." in path.parts or not name or name.startswith("."):
+            raise ValueError(name)
+    if CONTRACT_FILE not in files:
+        raise ValueError(CONTRACT_FILE)
+    return files
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, record: FileRecord, target: Path, archive: Path) -> None:
+    content = tar.extractfile(member)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    with target.open("wb") as out:
+        while content is not None and (block := content.read(BLOCK)):
+            digest.update(block)
+            out.write(block)
+    if digest.hexdigest() != record["sha256"]:
+        raise InputError(f"{archive}: {member.name} is damaged; copy the archive again")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

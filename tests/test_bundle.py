@@ -1,0 +1,171 @@
+"""A model directory in one file, and back."""
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from prefilter_common.articles import load_articles
+from prefilter_common.cli import exit_code
+from prefilter_common.errors import InputError
+from prefilter_common.models.bundle import deployed, main, pack, unpack
+from prefilter_common.scoring import Scorer
+
+CONTRACT = {"input_format": "[TITLE] {title} [CONTENT] {content}", "max_length": 64}
+
+
+@pytest.fixture
+def model(tmp_path):
+    """The files of a model directory that the benchmark recommends a converted engine for."""
+    folder = tmp_path / "models" / "m"
+    contents = {
+        "prefilter.json": json.dumps(CONTRACT),
+        "cpu_benchmark.json": json.dumps({"engine": "openvino-bf16", "max_length": 64, "passes": 1}),
+        "run.json": "{}",
+        "config.json": "{}",
+        "model.safetensors": "weights" * 1000,
+        "tokenizer.json": "{}",
+        "openvino-fp32/engine.json": "{}",
+        "openvino-fp32/model.bin": "converted" * 1000,
+        "openvino-fp32/tokenizer.json": "{}",
+        "onnxruntime-int8/model.onnx": "another",
+    }
+    for name, text in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def content(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def rewritten(archive, change):
+    """Write the archive again, with ``change(name, bytes)`` as the bytes of each file; None leaves it out."""
+    with tarfile.open(archive) as tar:
+        members = [(member.name, tar.extractfile(member).read()) for member in tar]
+    with tarfile.open(archive, "w") as tar:
+        for name, old in members:
+            if (new := change(name, old)) is not None:
+                info = tarfile.TarInfo(name)
+                info.size = len(new)
+                tar.addfile(info, io.BytesIO(new))
+
+
+def test_the_recommended_engine_goes_without_the_checkpoint(model):
+    engine = ["openvino-fp32/engine.json", "openvino-fp32/model.bin", "openvino-fp32/tokenizer.json"]
+    assert deployed(model) == ["cpu_benchmark.json", *engine, "prefilter.json", "run.json"]
+
+
+@pytest.mark.parametrize("recommended", ["pytorch-fp32", "../m", "", None])
+def test_without_one_the_checkpoint_goes(model, recommended):
+    (model / "cpu_benchmark.json").write_text(json.dumps({"engine": recommended}), encoding="utf-8")
+    files = {"cpu_benchmark.json", "config.json", "model.safetensors", "prefilter.json", "run.json", "tokenizer.json"}
+    assert set(deployed(model)) == files
+
+
+def test_there_and_back(model, tmp_path, capsys):
+    archive, target = tmp_path / "m.tar", tmp_path / "srv" / "m"
+    assert main([str(model), str(archive)]) == 0 == main(["--unpack", str(archive), str(target)])
+    before = content(model)
+    assert content(target) == {name: before[name] for name in deployed(model)}
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert line == {"output": str(target), "files": 6, "bytes": sum(map(len, content(target).values()))}
+    again = tmp_path / "again.tar"
+    pack(target, again)
+    assert again.read_bytes() == archive.read_bytes()
+
+
+def test_yesterdays_model_is_put_back_only_where_that_is_asked_for(model, tmp_path):
+    archive, target = tmp_path / "m.tar", tmp_path / "m"
+    pack(model, archive)
+    shutil.copytree(model, target)
+    (target / "run.json").write_text('{"new": 1}', encoding="utf-8")
+    with pytest.raises(InputError, match="already exists; pass --overwrite"):
+        unpack(archive, target)
+    assert (target / "run.json").read_text(encoding="utf-8") == '{"new": 1}'
+    unpack(archive, target, overwrite=True)
+    assert set(content(target)) == set(deployed(model))
+
+
+def renamed(name, old):
+    return old.replace(b"run.json", b"../x.json") if name == "bundle.json" else old
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda name, old: old[:-1] + b"X" if name.endswith("model.bin") else old,
+            "openvino-fp32/model.bin is damaged",
+        ),
+        (lambda name, old: None if name == "run.json" else old, "run.json is missing; copy the archive again"),
+        (lambda name, old: None if name == "bundle.json" else old, "not a bundle, or damaged; copy it again"),
+        (renamed, "not a bundle, or damaged"),
+        (
+            lambda name, old: old.replace(b"run.json", b"ran.json") if name == "bundle.json" else old,
+            "'run.json' is not",
+        ),
+    ],
+    ids=["damaged", "missing", "no list", "outside", "unlisted"],
+)
+def test_a_bundle_that_is_not_whole_leaves_nothing(model, tmp_path, change, message):
+    archive, target = tmp_path / "m.tar", tmp_path / "m"
+    pack(model, archive)
+    rewritten(archive, change)
+    with pytest.raises(InputError) as error:
+        unpack(archive, target)
+    assert str(error.value).startswith(f"{archive}: ") and message in str(error.value)
+    assert {path.name for path in tmp_path.iterdir() if "lock" not in path.name} == {"models", "m.tar"}
+
+
+def test_a_link_is_not_unpacked(model, tmp_path):
+    archive = tmp_path / "m.tar"
+    pack(model, archive)
+    with tarfile.open(archive) as tar:
+        manifest = tar.extractfile("bundle.json").read()
+    with tarfile.open(archive, "w") as tar:
+        info = tarfile.TarInfo("bundle.json")
+        info.size = len(manifest)
+        tar.addfile(info, io.BytesIO(manifest))
+        link = tarfile.TarInfo("run.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(InputError, match=r"'run\.json' is not in its list"):
+        unpack(archive, tmp_path / "m")
+
+
+def test_a_truncated_archive_is_refused(model, tmp_path):
+    archive = tmp_path / "m.tar"
+    pack(model, archive)
+    archive.write_bytes(archive.read_bytes()[:9_000])
+    with pytest.raises(InputError, match=r"m\.tar: .*copy"):
+        unpack(archive, tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_is_wrong_with_the_paths_is_one_line(model, tmp_path, capsys):
+    archive = tmp_path / "m.tar"
+    archive.write_text("mine", encoding="utf-8")
+    cases = {
+        (str(model), str(archive)): "already exists; move it away, or name another output",
+        (str(tmp_path), str(tmp_path / "x.tar")): "contains no prefilter.json, so no model directory",
+        ("--unpack", str(archive), str(tmp_path / "m")): "not a bundle, or damaged",
+        ("--unpack", str(tmp_path / "none.tar"), str(tmp_path / "m")): "no such file; check the path",
+    }
+    for argv, message in cases.items():
+        assert exit_code(lambda argv=argv: main(list(argv))) == 2
+        assert message in capsys.readouterr().err
+    assert archive.read_text(encoding="utf-8") == "mine" and not (tmp_path / "m").exists()
+
+
+@pytest.mark.slow
+def test_an_unpacked_model_scores_as_before(trained, data_dir, tmp_path):
+    articles = load_articles(data_dir / "test.jsonl")
+    pack(trained / "tiny", tmp_path / "tiny.tar")
+    unpack(tmp_path / "tiny.tar", tmp_path / "tiny")
+    both = (Scorer.load(path, engine="pytorch-fp32").score(articles) for path in (trained / "tiny", tmp_path / "tiny"))
+    np.testing.assert_array_equal(*both)
