@@ -55,9 +55,9 @@ class Score:
 
     def __init__(self, models_dir, articles):
         from prefilter_common.models import checkpoints  # noqa: F401 - before the forks
-        from prefilter_common.scoring import streaming
+        from prefilter_common.scoring import rows, streaming
 
-        streaming.CHUNK = 2
+        rows.CHUNK = 2
         self.main, self.arguments = streaming.main, [str(Path(models_dir) / "tiny"), articles]
 
     def run(self, output, again=False):

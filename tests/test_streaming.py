@@ -11,7 +11,7 @@ from conftest import ROOT, call, write_jsonl
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.models.directory import read_contract
 from prefilter_common.outputs import kept_directory
-from prefilter_common.scoring import streaming
+from prefilter_common.scoring import rows, streaming
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
@@ -30,7 +30,7 @@ def source(tmp_path, data_dir):
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(streaming, "CHUNK", 10)
+    monkeypatch.setattr(rows, "CHUNK", 10)
 
 
 def read_rows(path):
@@ -155,8 +155,8 @@ def test_a_run_killed_after_its_last_row_is_only_renamed(tmp_path, model, source
 def test_a_killed_process_is_resumed(tmp_path, model, source):
     output = tmp_path / "out.jsonl"
     script = (
-        "import os, signal; from prefilter_common.scoring import scorer, streaming\n"
-        "streaming.CHUNK, real, calls = 10, scorer.Scorer.score, []\n"
+        "import os, signal; from prefilter_common.scoring import rows, scorer, streaming\n"
+        "rows.CHUNK, real, calls = 10, scorer.Scorer.score, []\n"
         "def score(self, *args):\n"
         "    calls.append(1)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else real(self, *args)\n"
@@ -324,6 +324,98 @@ def test_a_second_run_at_once_is_refused(tmp_path, model, source, broken_off, mo
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 
+def test_the_articles_are_divided_with_their_score(tmp_path, model, source, capsys):
+    rows_of = {"out": tmp_path / "out.jsonl", "passed": tmp_path / "passed.jsonl", "blocked": tmp_path / "b.jsonl"}
+    argv = [model, source, rows_of["out"], "--passed", rows_of["passed"], "--blocked", rows_of["blocked"]]
+    with source.open("ab") as end:
+        end.write(b'{"title": "\\ud800", "content": "", "page": {"n": [1, 2.50]}, "score": "mine"}\n')
+    assert call(streaming, argv) == 0
+    scored, passed, blocked = map(read_rows, rows_of.values())
+    assert len(passed) > 0 and len(blocked) > 0 and len(passed) + len(blocked) == len(scored) == 49
+    for part, decided in ((passed, False), (blocked, True)):
+        expected = [row for row in scored if row["is_commerce"] is decided]
+        assert [row.pop("prefilter_score") for row in part] == [row["score"] for row in expected]
+    originals = read_rows(source)
+    key = json.dumps
+    for row in originals:
+        row["title"] = row["title"].replace("\ud800", "?")
+    assert sorted(map(key, passed + blocked)) == sorted(map(key, originals))
+    assert names(tmp_path) == ["b.jsonl", "in.jsonl", "out.jsonl", "passed.jsonl"]
+    assert json.loads(capsys.readouterr().out)["commerce"] == len(blocked)
+
+
+def test_only_what_is_asked_for_is_written(tmp_path, model, source):
+    assert call(streaming, [model, source, "--blocked", tmp_path / "b.jsonl"]) == 0
+    assert names(tmp_path) == ["b.jsonl", "in.jsonl"]
+
+
+@pytest.mark.slow
+def test_it_stands_in_a_pipe(tmp_path, model, source):
+    expected = tmp_path / "expected.jsonl"
+    assert run_command(model, source, "--passed", expected).returncode == 0
+    command = [sys.executable, "-m", "prefilter_common.scoring", str(model), "-", "--passed", "-"]
+    with source.open("rb") as articles:
+        done = subprocess.run(command, cwd=ROOT, stdin=articles, capture_output=True)
+    assert done.returncode == 0 and done.stdout == expected.read_bytes()
+    assert json.loads(done.stderr.splitlines()[-1])["articles"] == 48
+    bad = subprocess.run(command, cwd=ROOT, input=b'{"title": 1}\n', capture_output=True)
+    assert (bad.returncode, bad.stdout) == (2, b"") and b"1 of 1 lines are bad" in bad.stderr
+
+
+def test_a_shadow_scores_too_and_what_it_disputes_is_written(tmp_path, model, source, capsys):
+    """The same weights at another threshold, so that they dispute what lies between the two."""
+    shadow = tmp_path / "shadow"
+    shutil.copytree(model, shadow)
+    scores = np.sort(Scorer.load(model).score(load_articles(source)))
+    threshold = float(scores[10:12].mean())
+    contract = json.loads((shadow / "prefilter.json").read_text(encoding="utf-8"))
+    contract["thresholds"] = {"default": threshold}
+    (shadow / "prefilter.json").write_text(json.dumps(contract), encoding="utf-8")
+    out, differ = tmp_path / "out.jsonl", tmp_path / "differ.jsonl"
+    assert call(streaming, [model, source, out, "--shadow", shadow, differ]) == 0
+    rows_ = read_rows(out)
+    disputed = [row for row in rows_ if row["is_commerce"] != row["shadow_is_commerce"]]
+    assert [row["shadow_score"] for row in rows_] == [row["score"] for row in rows_]
+    assert [row["shadow_is_commerce"] for row in rows_] == [row["score"] >= threshold for row in rows_]
+    assert [row["id"] for row in read_rows(differ)] == [row["id"] for row in disputed] != []
+    assert json.loads(capsys.readouterr().out)["differ"] == len(disputed)
+    assert len(load_articles(differ)) == len(disputed)  # as evaluation reads its traffic
+
+
+def test_a_divided_run_is_resumed(tmp_path, model, source, monkeypatch):
+    out, blocked = tmp_path / "out.jsonl", tmp_path / "b.jsonl"
+    assert call(streaming, [model, source, out, "--blocked", blocked]) == 0
+    expected = (out.read_bytes(), blocked.read_bytes())
+    out.unlink(), blocked.unlink()
+    with monkeypatch.context() as patch:
+        break_off(patch, KeyboardInterrupt)
+        assert call(streaming, [model, source, out, "--blocked", blocked]) == 130
+    assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl"]
+    assert call(streaming, [model, source, out, "--blocked", blocked]) == 0
+    assert (out.read_bytes(), blocked.read_bytes()) == expected
+    assert names(tmp_path) == ["b.jsonl", "in.jsonl", "out.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to write; name an output, --passed or --blocked"),
+        (["x.jsonl", "--passed", "x.jsonl"], "x.jsonl: is named for two outputs"),
+        (["-", "--blocked", "-"], "-: is named for two outputs"),
+        (["--passed", "in.jsonl"], "in.jsonl: is the input; name another output"),
+        (["--shadow", "none", "d.jsonl"], "none: no such model directory"),
+    ],
+)
+def test_outputs_that_cannot_be_are_refused_before_a_model_is_loaded(
+    tmp_path, model, source, monkeypatch, capsys, flags, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Scorer, "load", None)
+    assert call(streaming, [model, "in.jsonl", *flags]) == 2
+    assert message in error_line(capsys)
+    assert names(tmp_path) == ["in.jsonl"]
+
+
 def run_command(*arguments):
     command = [sys.executable, "-m", "prefilter_common.scoring", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -340,10 +432,10 @@ def test_bad_input_is_answered_without_torch(tmp_path, model, source):
 
 
 def test_a_chunk_ends_after_so_many_articles_or_characters(monkeypatch):
-    monkeypatch.setattr(streaming, "CHUNK_CHARACTERS", 100)
+    monkeypatch.setattr(rows, "CHUNK_CHARACTERS", 100)
     lengths = [10] * 12 + [60, 60, 60, 500, 1, 99, 1]
     articles = [Article("", "c" * n, id=str(i), extra={"page": "x"}) for i, n in enumerate(lengths)]
-    chunks = list(streaming.chunks(iter(articles)))
+    chunks = list(rows.chunks(iter(articles)))
     assert [len(chunk) for chunk in chunks] == [10, 4, 2, 2, 1]
     assert [article.id for chunk in chunks for article in chunk] == [article.id for article in articles]
     assert not any(article.extra for chunk in chunks for article in chunk)

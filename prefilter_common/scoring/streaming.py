@@ -1,45 +1,45 @@
-"""Score a JSON Lines file of any size in constant memory.
+"""Score a JSON Lines file of any size in constant memory, and divide it.
 
     python -m prefilter_common.scoring models/multilingual-e5-small in.jsonl out.jsonl
+    zcat feed.jsonl.gz | python -m prefilter_common.scoring models/x - --passed - --blocked blocked.jsonl | next-stage
 
-Writes one row per article, in the order of the input:
+OUTPUT has one row per article, in the order of the input:
 
     {"id": "a1", "score": 0.981234, "is_commerce": true, "language": "en", "characters": 130}
 
 The language is the article's own, or null; the characters are those of title and content together. An id that occurs
-twice gives two rows. The output appears complete or not at all. The same command resumes a run that was interrupted.
+twice gives two rows. --passed and --blocked get the input's own rows with "prefilter_score" added. With --shadow, a
+second model scores as well: OUTPUT has its "shadow_score" and "shadow_is_commerce", and a file gets the input's rows on
+which the two decide differently, as evaluation's --traffic and the labelling want them.
 
-The last line on stdout is one JSON object; its seconds are those of this run, without loading.
+"-" is standard input, which is read to its end first, or standard output. Outputs appear complete or not at all. The
+same command resumes a run that was interrupted. The last line on stdout, or on stderr where stdout has rows, is one
+JSON object; its seconds are those of this run, without loading.
 """
 
+import errno
 import json
 import logging
-import math
-import os
-import time
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
 
-from prefilter_common.articles import Article, read_articles
+from prefilter_common.articles import read_articles
 from prefilter_common.cli import Parser, batch_size, configure_logging, threads
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json, write_json
-from prefilter_common.outputs import kept_directory, require_files
-from prefilter_common.runinfo import file_fingerprint, peak_memory_mib
-from prefilter_common.scoring.conversion import fingerprints
+from prefilter_common.outputs import kept_directory, partial_name, require_files
+from prefilter_common.scoring.division import divide
 from prefilter_common.scoring.engines import ENGINES, EngineName
-from prefilter_common.scoring.scorer import CHUNK, Scorer
+from prefilter_common.scoring.rows import MADE_WITH_FILE, ROWS_FILE, Run, require_same_run, write_rows
+from prefilter_common.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
 
-# In the hidden directory beside the output, until the output is complete: its rows, and what they were made with.
-ROWS_FILE, MADE_WITH_FILE = "rows.jsonl", "run.json"
-PROGRESS_SECONDS = 10
-# A chunk ends with the article that brings it to this many characters, so that memory is bounded by the longest
-# article, not by CHUNK.
-CHUNK_CHARACTERS = 4_000_000
+STANDARD = Path("-")
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,30 @@ class Options:
 
     model: Path
     input: Path
-    output: Path
+    output: Path | None
+    passed: Path | None
+    blocked: Path | None
+    shadow: tuple[Path, Path] | None
     engine: EngineName | None
     threshold: str
     batch_size: int
     threads: int | None
 
+    @property
+    def models(self) -> list[Path]:
+        """The model and, where there is one, its shadow."""
+        return [self.model, *([self.shadow[0]] if self.shadow else [])]
 
-class ScoreRow(TypedDict):
-    """One line of the output."""
+    @property
+    def divided(self) -> dict[str, Path]:
+        """Part of the input -> where it goes."""
+        parts = {"passed": self.passed, "blocked": self.blocked, "differ": self.shadow[1] if self.shadow else None}
+        return {part: path for part, path in parts.items() if path is not None}
 
-    id: str | None
-    score: float
-    is_commerce: bool
-    language: str | None
-    characters: int
+    @property
+    def outputs(self) -> list[Path]:
+        """Everything that is written."""
+        return [*([self.output] if self.output else []), *self.divided.values()]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,15 +79,18 @@ def main(argv: list[str] | None = None) -> int:
     options = parse_args(argv)
     configure_logging()
     check_paths(options)
-    total = sum(1 for _ in read_articles(options.input))
-    with kept_directory(options.output) as folder:
-        scorer = Scorer.load(options.model, engine=options.engine, threads=options.threads)
-        require_same_run(folder, made_with(scorer, options))
-        summary = write_rows(scorer, options, folder, total)
+    with ExitStack() as stack:
+        articles = stack.enter_context(readable_twice(options.input))
+        total = sum(1 for _ in read_articles(articles))
+        folder = stack.enter_context(rows_folder(options))
+        scorers = [Scorer.load(model, engine=options.engine, threads=options.threads) for model in options.models]
+        run = Run(scorers, options.models, articles, options.threshold, options.batch_size)
+        require_same_run(folder, run.made_with())
+        summary = write_rows(run, folder, total)
         require_no_output(options)  # another program may have written one meanwhile, and the rename would replace it
-        (folder / ROWS_FILE).replace(options.output)
-        (folder / MADE_WITH_FILE).unlink()
-    print(json.dumps(summary, separators=(",", ":")))
+        deliver(options, articles, folder)
+    text = json.dumps(summary, separators=(",", ":"))
+    print(text, file=sys.stderr if STANDARD in options.outputs else sys.stdout)
     return 0
 
 
@@ -87,7 +99,16 @@ def parse_args(argv: list[str] | None) -> Options:
     parser = Parser(__doc__, prog="python -m prefilter_common.scoring")
     parser.add_argument("model", type=Path, help="model directory")
     parser.add_argument("input", type=Path, help="articles, JSON Lines; labels are not needed")
-    parser.add_argument("output", type=Path, help="scores to write, JSON Lines; must not exist yet")
+    parser.add_argument("output", type=Path, nargs="?", help="scores to write, JSON Lines; must not exist yet")
+    parser.add_argument("--passed", type=Path, metavar="FILE", help="write the articles that are not commerce")
+    parser.add_argument("--blocked", type=Path, metavar="FILE", help="write the articles that are commerce")
+    parser.add_argument(
+        "--shadow",
+        type=Path,
+        nargs=2,
+        metavar=("MODEL", "FILE"),
+        help="score with another model as well, and write the articles on which the two decide differently",
+    )
     parser.add_argument(
         "--engine",
         type=EngineName.parse,
@@ -102,149 +123,88 @@ def parse_args(argv: list[str] | None) -> Options:
     parser.add_argument(
         "--threads", type=threads, metavar="N", help="threads for the arithmetic (default: one per core)"
     )
-    return Options(**vars(parser.parse_args(argv)))
+    args = parser.parse_args(argv)
+    args.shadow = tuple(args.shadow) if args.shadow else None
+    return Options(**vars(args))
 
 
 def check_paths(options: Options) -> None:
     """Raise InputError for what is wrong before anything is read."""
-    if not options.model.is_dir():
-        raise InputError(f"{options.model}: no such model directory; check the path")
-    if options.input.exists() and not options.input.is_file():
+    for model in options.models:
+        if not model.is_dir():
+            raise InputError(f"{model}: no such model directory; check the path")
+    if options.input != STANDARD and options.input.exists() and not options.input.is_file():
         raise InputError(f"{options.input}: not a file; the articles are read more than once, so write them to one")
-    require_files(options.output)
+    if not options.outputs:
+        raise InputError("nothing to write; name an output, --passed or --blocked")
+    twice = [path for path in options.outputs if options.outputs.count(path) > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: is named for two outputs; name another for one of them")
+    require_files(*files(options))
     require_no_output(options)
 
 
+def files(options: Options) -> list[Path]:
+    """The outputs that are files."""
+    return [path for path in options.outputs if path != STANDARD]
+
+
 def require_no_output(options: Options) -> None:
-    """Raise InputError when the output exists."""
-    if options.output.exists():
-        if options.input.exists() and options.output.samefile(options.input):
-            raise InputError(f"{options.output}: is the input; name another output")
-        raise InputError(f"{options.output}: already exists; move it away, or name another output")
+    """Raise InputError when an output exists."""
+    for path in files(options):
+        if path.exists():
+            if options.input.exists() and path.samefile(options.input):
+                raise InputError(f"{path}: is the input; name another output")
+            raise InputError(f"{path}: already exists; move it away, or name another output")
 
 
-def made_with(scorer: Scorer, options: Options) -> dict[str, Any]:
-    """What the rows depend on, as plain JSON values: name -> value, or the beginning of the sha256 of a file."""
-    model = fingerprints(scorer.engine.name.folder(options.model) or options.model)
-    contract = asdict(scorer.contract)
-    del contract["thresholds"]  # of these only one decides
-    return {
-        "input": file_fingerprint(options.input)["sha256"][:12],
-        "engine": str(scorer.engine.name),
-        "threshold": [options.threshold, scorer.threshold(options.threshold)],
-        **contract,
-        **{name: digest[:12] for name, digest in model.items()},
-    }
+@contextmanager
+def readable_twice(articles: Path) -> Iterator[Path]:
+    """``articles``, or a copy of standard input that lasts as long as the block."""
+    if articles != STANDARD:
+        yield articles
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "standard-input.jsonl"
+        with copy.open("wb") as out:
+            shutil.copyfileobj(sys.stdin.buffer, out)
+        yield copy
 
 
-def require_same_run(folder: Path, record: dict[str, Any]) -> None:
-    """Raise InputError when ``folder`` has rows that were not made with ``record``; else store it there."""
-    path, rows = folder / MADE_WITH_FILE, folder / ROWS_FILE
-    if not rows.exists() or not rows.stat().st_size:
-        write_json(path, record)
+@contextmanager
+def rows_folder(options: Options) -> Iterator[Path]:
+    """Where the rows are until they are complete: beside the first output that is a file, for the next run as well."""
+    if named := files(options):
+        with kept_directory(named[0]) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            yield Path(name)
+
+
+def deliver(options: Options, articles: Path, folder: Path) -> None:
+    """Move the complete outputs into place; the rows last, so that a run killed in between can divide again."""
+    rows = folder / ROWS_FILE
+    made = {part: folder / f"{part}.jsonl" for part in options.divided}
+    divide(articles, rows, made)
+    for part, path in made.items():
+        _deliver(path, options.divided[part])
+    if options.output:
+        _deliver(rows, options.output)
+    for left in (rows, *made.values(), folder / MADE_WITH_FILE):
+        left.unlink(missing_ok=True)
+
+
+def _deliver(source: Path, target: Path) -> None:
+    if target == STANDARD:
+        with source.open("rb") as content:
+            shutil.copyfileobj(content, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
         return
     try:
-        earlier = parse_json(path.read_text(encoding="utf-8"))
-        differences = [
-            f"{key} was {json.dumps(earlier.get(key))}, now {json.dumps(record.get(key))}"
-            for key in {**earlier, **record}
-            if earlier.get(key) != record.get(key)
-        ]
-    except (OSError, ValueError, AttributeError, TypeError):
-        differences = [f"{MADE_WITH_FILE} cannot be read"]
-    if differences:
-        raise InputError(
-            f"{folder}: contains rows of an unfinished run that differs from this one ({'; '.join(differences)}); "
-            "delete it, or name another output"
-        )
-
-
-def write_rows(scorer: Scorer, options: Options, folder: Path, total: int) -> dict[str, Any]:
-    """Write the rows that ``folder`` lacks, each chunk to the disk before the next. Returns the summary.
-
-    Raises InputError when the rows in it do not belong to the input, or the input no longer has ``total`` articles.
-    """
-    threshold = scorer.threshold(options.threshold)
-    articles = read_articles(options.input)
-    with (folder / ROWS_FILE).open("a+b") as rows:
-        kept, commerce = keep_rows(rows, articles, folder)
-        if kept:
-            log.info(f"resuming: {kept} of {total} rows exist, continuing with row {kept + 1}")
-        done, started, logged = kept, time.perf_counter(), -math.inf
-        for chunk in chunks(articles):
-            scores = scorer.score(chunk, options.batch_size)
-            flags = scores >= threshold
-            rows.write("".join(map(row_line, chunk, scores.tolist(), flags.tolist())).encode())
-            rows.flush()
-            os.fsync(rows.fileno())
-            done += len(chunk)
-            commerce += int(flags.sum())
-            now = time.perf_counter()
-            if done >= total or now - logged > PROGRESS_SECONDS:
-                rate, logged = (done - kept) / (now - started), now
-                left = (total - done) / rate / 60
-                log.info(f"{done}/{total} ({done / total:.0%}) | {rate:.0f} articles/s | eta {left:.1f} min")
-    if done != total:
-        raise InputError(f"{options.input}: changed while it was being scored; delete {folder} and start again")
-    seconds = time.perf_counter() - started
-    return {
-        "articles": total,
-        "commerce": commerce,
-        "seconds": round(seconds, 1),
-        "articles_per_second": round((total - kept) / seconds, 1),
-        "engine": str(scorer.engine.name),
-        "passes": 2 if scorer.contract.two_pass else 1,
-        "peak_memory_mib": round(peak_memory_mib()),
-    }
-
-
-def chunks(articles: Iterable[Article]) -> Iterator[list[Article]]:
-    """The articles, without what scoring does not read, in lists of at most ``CHUNK``; see ``CHUNK_CHARACTERS``."""
-    chunk, characters = [], 0
-    for article in articles:
-        chunk.append(replace(article, extra={}))
-        characters += len(article.title) + len(article.content)
-        if len(chunk) >= CHUNK or characters >= CHUNK_CHARACTERS:
-            yield chunk
-            chunk, characters = [], 0
-    if chunk:
-        yield chunk
-
-
-def keep_rows(rows: BinaryIO, articles: Iterator[Article], folder: Path) -> tuple[int, int]:
-    """Skip the articles whose rows exist already; cut off a row that a killed run left incomplete.
-
-    Returns:
-        How many rows are kept, and how many of them are commerce.
-
-    Raises:
-        InputError: a row does not belong to the article in its place.
-    """
-    rows.seek(0)
-    kept = commerce = end = 0
-    for line in rows:
-        if not line.endswith(b"\n"):
-            break
-        try:
-            row, article = parse_json(line.decode()), next(articles)
-            if row["id"] != article.id:
-                raise ValueError
-            commerce += row["is_commerce"]
-        except (ValueError, KeyError, TypeError, StopIteration):
-            raise InputError(
-                f"{rows.name}, line {kept + 1}: does not belong to that article of the input; "
-                f"delete {folder}, or name another output"
-            ) from None
-        kept += 1
-        end += len(line)
-    rows.truncate(end)
-    return kept, commerce
-
-
-def row_line(article: Article, score: float, is_commerce: bool) -> str:
-    """One line of the output."""
-    row: ScoreRow = {
-        "id": article.id, "score": round(score, 6), "is_commerce": is_commerce, "language": article.language,
-        "characters": len(article.title) + len(article.content),
-    }  # fmt: skip
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        source.replace(target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copyfile(source, partial_name(target))  # on another disk, where it can be renamed
+        partial_name(target).replace(target)

@@ -1,0 +1,46 @@
+"""Divide the articles of a scored file into those that pass, those that are blocked, and those that models dispute."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from prefilter_common.files import parse_json
+from prefilter_common.scoring.rows import ScoreRow
+
+
+def divide(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
+    """Write the input's own rows, with ``prefilter_score`` added, into the file of each part they belong to.
+
+    Args:
+        articles: JSON Lines.
+        rows: the score row of each, in the same order.
+        parts: ``passed``, ``blocked`` or ``differ`` -> the file to write.
+    """
+    if not parts:
+        return
+    with ExitStack() as stack:
+        out = {
+            part: stack.enter_context(path.open("w", encoding="utf-8", errors="replace"))
+            for part, path in parts.items()
+        }
+        scored: Iterator[ScoreRow] = _records(rows)
+        for record, row in zip(_records(articles), scored, strict=True):
+            record["prefilter_score"] = row["score"]
+            belongs = {"blocked" if row["is_commerce"] else "passed"}
+            if "shadow_score" in row:
+                record["shadow_score"] = row["shadow_score"]
+                if row["shadow_is_commerce"] != row["is_commerce"]:
+                    belongs.add("differ")
+            line = json.dumps(record, ensure_ascii=False) + "\n"
+            for part in belongs & out.keys():
+                out[part].write(line)
+
+
+def _records(path: Path) -> Iterator[Any]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines):
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+            if line.strip():
+                yield parse_json(line.decode("utf-8"))
