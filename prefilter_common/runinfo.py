@@ -13,8 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypedDict
 
-import psutil
-
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "scikit-learn", "numpy")
 ENGINE_PACKAGES = ("openvino", "nncf", "onnxruntime", "onnx")  # optional
@@ -84,7 +82,9 @@ def file_fingerprint(path: Path) -> FileFingerprint:
 
 def hardware() -> dict[str, Any]:
     """Processor, threads, memory, and the GPU if there is one."""
-    import torch  # takes seconds, and callers that only ask for memory do not need it
+    # A deployment has neither, and asks only for memory.
+    import psutil
+    import torch
 
     cuda = torch.cuda.is_available()
     return {
@@ -127,6 +127,8 @@ def peak_memory_mib() -> float:
     except (OSError, IndexError):
         pass
     if sys.platform == "win32":
+        import psutil
+
         return psutil.Process().memory_info().peak_wset / 2**20
     import resource
 
