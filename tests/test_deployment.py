@@ -21,7 +21,7 @@ from prefilter_common.scoring.engines import EngineName
 pytestmark = pytest.mark.slow
 
 # Engine -> megabytes that its environment may take.
-ENGINES = {"onnxruntime-int8": 200, "openvino-fp32": 350}
+ENGINES = {"onnxruntime-int8": 250, "openvino-fp32": 350}
 
 
 def installed_by(*names):
