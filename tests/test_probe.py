@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from prefilter_common.articles import labels_of, load_articles
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
-from prefilter_common.models.encoder_layers import compute_first_token_only
+from prefilter_common.models.encoder_layers import compute_first_token_only, layers_of
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
@@ -111,6 +111,16 @@ def test_a_cost_of_blocking_makes_the_probe_call_less_commerce():
         weights, intercept, _ = probe.fit_probe(features, labels, features, labels, cost)
         shares.append((features @ weights + intercept > 0).mean())
     assert shares[1] < shares[0]
+
+
+def test_the_lowest_third_and_the_embeddings_are_not_trained(base, articles):
+    train, val, _ = articles
+    prepare(base, Data(train, val, train, labels_of(train)), LP_FT, fit=False)
+    trained = {name for name, weight in base.model.named_parameters() if weight.requires_grad}
+    assert not any("embeddings" in name for name in trained)
+    first, second, mean = layers_of(base.model)
+    assert not any(weight.requires_grad for weight in first.parameters())
+    assert all(weight.requires_grad for layer in (second, mean) for weight in layer.parameters())
 
 
 def test_a_family_without_a_probe_starts_from_a_random_head_and_says_so(tiny_models, articles, caplog):

@@ -46,6 +46,19 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     return body.transformer.layer if model.config.model_type == "distilbert" else body.encoder.layer
 
 
+def freeze_lowest(model: PreTrainedModel, share: float) -> None:
+    """Exclude the embeddings, and ``share`` of the layers from the first on, from training, in place.
+
+    Of a model of another family only the token embeddings.
+    """
+    if model.config.model_type not in FAMILIES:
+        model.get_input_embeddings().requires_grad_(False)
+        return
+    layers = layers_of(model)
+    for part in (model.base_model.embeddings, *layers[: int(share * len(layers))]):
+        part.requires_grad_(False)
+
+
 def compute_first_token_only(model: PreTrainedModel) -> None:
     """Make the last layer compute the first token alone, which is all that the head reads, in place.
 

@@ -18,7 +18,7 @@ from prefilter_common.models.directory import VALIDATION_FILE, write_predictions
 from prefilter_common.processes import is_main_process, shared_directory
 from prefilter_common.training.data import Data, load
 from prefilter_common.training.provenance import Job, TrainingRun, provenance, settings_to_continue
-from prefilter_common.training.recipe import Recipe
+from prefilter_common.training.recipe import FROZEN_LAYERS, Recipe
 
 if TYPE_CHECKING:
     from prefilter_common.models.checkpoints import Checkpoint
@@ -138,8 +138,9 @@ def quality(metrics: "ValidationFigures") -> tuple[float, float]:
 
 def prepare(checkpoint: "Checkpoint", data: Data, recipe: Recipe, fit: bool) -> None:
     """Give the model the form that the recipe trains; fit its head, unless a checkpoint is to replace the weights."""
+    from prefilter_common.models.encoder_layers import FAMILIES, compute_first_token_only, freeze_lowest
+
     if recipe.probe_first:
-        from prefilter_common.models.encoder_layers import FAMILIES, compute_first_token_only
         from prefilter_common.training.probe import add_mean_layer, start_from_probe
 
         if checkpoint.model.config.model_type in FAMILIES:
@@ -152,8 +153,8 @@ def prepare(checkpoint: "Checkpoint", data: Data, recipe: Recipe, fit: bool) -> 
                 f"{checkpoint.contract.base_model}: no probe for models of type {checkpoint.model.config.model_type}, "
                 f"only for {', '.join(FAMILIES)}; its head starts at random"
             )
-    if not recipe.train_vocabulary:
-        checkpoint.model.get_input_embeddings().weight.requires_grad_(False)
+    if recipe.freeze:
+        freeze_lowest(checkpoint.model, FROZEN_LAYERS)
 
 
 def validate(checkpoint: "Checkpoint", val: Sequence[Article], batch_size: int) -> "ValidationFigures":
