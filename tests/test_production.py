@@ -80,13 +80,15 @@ def test_the_panel_and_the_estimate_of_commerce(disaster):
     assert production["journalism_needed"] == {"0.05": 1456}
 
 
-def test_false_alarms_that_the_flag_rate_contradicts_are_a_warning():
+@pytest.mark.parametrize(("share", "interval"), [(0.02, [0.01, 0.03]), (0.11, [0.079, 0.15])])
+def test_false_alarms_that_the_flag_rate_contradicts_are_a_warning(share, interval):
+    """The second flag rate and the false-positive rate differ beyond chance, though their intervals overlap."""
     rng = np.random.default_rng(0)
     test = articles(190, rng, 0.5, 0.5)
     scores = np.where(labels_of(test) | (np.arange(190) % 10 == 0), 0.9, 0.1)  # 20 % false alarms
     model = Scored(scores, np.ones(190), 64, 1.0, {"default": 0.5})
-    rates = {"flag_rates": {"m": {"default": {"rate": 0.02, "interval": [0.01, 0.03]}}}}
-    section = production_section(test, {"m": model}, rates, np.ones(1_000), None, [0.05], 0.95, None)
+    rates = {"flag_rates": {"m": {"default": {"rate": share, "interval": interval}}}}
+    section = production_section(test, {"m": model}, rates, np.ones(300), None, [0.05], 0.95, None)
     estimate = section["models"]["m"]["prevalence_estimate"]
     assert estimate["share"] is None and "the traffic is of another kind" in estimate["warning"]
 

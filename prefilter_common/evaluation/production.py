@@ -150,7 +150,7 @@ def _estimate(labels: np.ndarray, model: Scored, rate: Mapping[str, Any] | None,
     found = prevalence_from_flags(rate["rate"], n_effective, confusion)
     low, high = (float(limit) for limit in wilson(confusion["fp"], confusion["n_journalism"]))
     warning = None
-    if rate["interval"][1] < low:
+    if found and found[1][1] == 0:
         warning = (
             f"it flags {rate['rate']:.1%} of the traffic, fewer than the {low:.1%} to {high:.1%} that false alarms "
             "alone would give by the test set: the traffic is of another kind, and no share of commerce fits both"

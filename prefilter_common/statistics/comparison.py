@@ -13,7 +13,7 @@ from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
 
 ALPHA = 1 - CONFIDENCE
 POWER = 0.8
-PAIRED_RESAMPLES = 10_000
+PAIRED_DRAWS = 10_000
 
 
 class ModelComparison(TypedDict):
@@ -64,20 +64,21 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 def paired_f1_difference(
     labels: np.ndarray, a: np.ndarray, b: np.ndarray, seed: int
 ) -> tuple[float, list[float], float]:
-    """F1 of decisions ``a`` minus F1 of decisions ``b``, its percentile-bootstrap interval, and a two-sided p-value.
+    """F1 of decisions ``a`` minus F1 of decisions ``b``, its interval, and a two-sided p-value: the Bayesian bootstrap.
 
-    Articles are resampled within each label, both decisions of an article together (Efron and Tibshirani 1993, ch. 16).
-    An article matters only by its label and the two decisions, so a resample is one multinomial draw for each label.
-    Half an article is added to each of its four outcomes (Agresti and Min 2005), or else the interval would be a single
-    point where no decision differs: 0 of 60 may be 6 % of all.
+    Articles are weighted at random within each label, both decisions of an article together (Rubin 1981). An article
+    matters only by its label and the two decisions, so the weights of each label are one Dirichlet draw. A quarter of
+    an article is added to each of its four outcomes (Perks 1947), or else the interval would be a single point where no
+    decision differs: 0 of 60 may be 4 % of all. That makes half an article in favour of each side, as in Jeffreys'
+    interval of a proportion; half for each outcome would make the interval too wide where few decisions differ.
+
+    In simulations the interval covers the true difference in 93.9 to 95.7 % where 5 or more decisions are expected to
+    differ, in 93.0 % or more where fewer are, and up to always where that is at most one.
     """
     rng = np.random.default_rng(seed)
     kind = 2 * a.astype(int) + b.astype(int)  # 0 neither, 1 only b, 2 only a, 3 both
     counts = [np.bincount(kind[labels == label], minlength=4) for label in (0, 1)]
-    drawn = [
-        rng.multinomial(c.sum(), (c + 0.5) / (c.sum() + 2), size=PAIRED_RESAMPLES) if c.sum() else c[None]
-        for c in counts
-    ]
+    drawn = [c.sum() * rng.dirichlet(c + 0.25, size=PAIRED_DRAWS) for c in counts]
     observed = float(_f1_gap(*(c[None] for c in counts))[0])
     gaps = _f1_gap(*drawn)
     low, high = np.quantile(gaps, [ALPHA / 2, 1 - ALPHA / 2])

@@ -10,7 +10,7 @@ from typing import TypedDict
 import numpy as np
 from scipy.stats import norm
 
-from prefilter_common.statistics.intervals import Number, combination_interval, ratio_interval
+from prefilter_common.statistics.intervals import STEPS, Number, combination_interval, mid_p, ratio_interval
 from prefilter_common.statistics.metrics import CONFIDENCE, Interval, as_interval, wilson
 
 PER = 1_000  # articles
@@ -63,30 +63,46 @@ def prevalence_from_flags(flag_rate: float, n: float, confusion: Confusion) -> t
     """Share of commerce in articles of which a share ``flag_rate`` was flagged, and its interval.
 
     The flag rate is corrected by the recall and the false-positive rate found on labelled articles (Rogan and Gladen
-    1978); the interval is that of Lang and Reiczigel (2014), which contains the uncertainty of all three. Both are cut
-    to [0, 1]. None where the model does not flag commerce more often than journalism.
+    1978). Both are cut to [0, 1]; the interval is [0, 0] where so few were flagged that no share fits. None where the
+    model does not flag commerce more often than journalism.
 
     Args:
         n: articles behind ``flag_rate``; with repeated texts, their effective number.
     """
-    z = norm.ppf((1 + CONFIDENCE) / 2)
-    sensitivity = confusion["tp"] / max(confusion["n_commerce"], 1)
-    specificity = 1 - confusion["fp"] / max(confusion["n_journalism"], 1)
-    flagged = (n * flag_rate + z**2 / 2) / (n + z**2)
-    n_se, n_sp = confusion["n_commerce"] + 2, confusion["n_journalism"] + 2
-    se, sp = (confusion["tp"] + 1) / n_se, (n_sp - 1 - confusion["fp"]) / n_sp
-    youden = se + sp - 1
-    if youden <= 0 or sensitivity + specificity <= 1:
+    recall = confusion["tp"] / max(confusion["n_commerce"], 1)
+    false_alarms = confusion["fp"] / max(confusion["n_journalism"], 1)
+    if recall <= false_alarms:
         return None
-    share = (flagged + sp - 1) / youden
-    shift = 2 * z**2 * (share * se * (1 - se) / n_se - (1 - share) * sp * (1 - sp) / n_sp)
-    variance = (
-        flagged * (1 - flagged) / (n + z**2) + share**2 * se * (1 - se) / n_se + (1 - share) ** 2 * sp * (1 - sp) / n_sp
-    ) / youden**2
-    spread = z * math.sqrt(variance)
-    estimate = (flag_rate + specificity - 1) / (sensitivity + specificity - 1)
-    limits = np.clip([share + shift - spread, share + shift + spread], 0, 1)
-    return min(max(estimate, 0.0), 1.0), as_interval(*limits)
+    limits = prevalence_interval(flag_rate, n, **confusion)
+    return float(_rogan_gladen(flag_rate, recall, false_alarms)), as_interval(*limits)
+
+
+def _rogan_gladen(flag_rate: Number, recall: Number, false_alarms: Number) -> np.ndarray:
+    return np.clip((flag_rate - false_alarms) / (recall - false_alarms), 0, 1)
+
+
+def prevalence_interval(
+    flag_rate: Number, n: Number, tp: Number, n_commerce: Number, fp: Number, n_journalism: Number
+) -> Interval:
+    """The interval alone, elementwise, where recall is above the false-positive rate.
+
+    It has the shares π for which the interval of flag rate - π · recall - (1 - π) · false-positive rate contains 0, as
+    Fieller's does for a ratio; that of the difference is MOVER's, from mid-P intervals of the three rates (Zou and
+    Donner 2010). So it contains the uncertainty of all three.
+    """
+    rates = flag_rate, tp / np.maximum(n_commerce, 1), fp / np.maximum(n_journalism, 1)
+    intervals = [mid_p(flag_rate * n, n), mid_p(tp, n_commerce), mid_p(fp, n_journalism)]
+    limits = []
+    for end in (0.0, 1.0):
+        inside = _rogan_gladen(*rates)
+        outside = np.full_like(inside, end)
+        for _ in range(STEPS):
+            middle = (inside + outside) / 2
+            _, (low, high) = combination_interval((1.0, -middle, middle - 1), rates, intervals)
+            fits = (low <= 0) & (high >= 0)
+            inside, outside = np.where(fits, middle, inside), np.where(fits, outside, middle)
+        limits.append(outside)
+    return limits[0], limits[1]
 
 
 def per_thousand(prevalence: float, confusion: Confusion) -> dict[str, dict[str, float | list[float]]]:
@@ -108,14 +124,24 @@ def per_thousand(prevalence: float, confusion: Confusion) -> dict[str, dict[str,
 
 def saving(prevalence: float, confusion: Confusion, costs: Costs) -> tuple[float, list[float]]:
     """Expected saving per 1,000 articles and its interval: what need not be scored, less what blocking costs."""
+    total, limits = expected_saving(prevalence, costs, **confusion)
+    return float(total), as_interval(*limits)
+
+
+def expected_saving(
+    prevalence: float, costs: Costs, tp: Number, n_commerce: Number, fp: Number, n_journalism: Number
+) -> tuple[Number, Interval]:
+    """The same, elementwise over counts.
+
+    The interval is MOVER's for a linear function of two proportions (Zou, Huang and Zhang 2009), from their mid-P
+    intervals.
+    """
     weights = (
         PER * prevalence * costs["per_article"],
         PER * (1 - prevalence) * (costs["per_article"] - costs["of_blocking"]),
     )
-    counts = ((confusion["tp"], confusion["n_commerce"]), (confusion["fp"], confusion["n_journalism"]))
-    values = [k / max(n, 1) for k, n in counts]
-    total, limits = combination_interval(weights, values, [wilson(k, n) for k, n in counts])
-    return float(total), as_interval(*limits)
+    counts = ((tp, n_commerce), (fp, n_journalism))
+    return combination_interval(weights, [k / np.maximum(n, 1) for k, n in counts], [mid_p(k, n) for k, n in counts])
 
 
 def journalism_needed(prevalence: float, target_precision: float) -> int:
