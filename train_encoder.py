@@ -22,7 +22,7 @@ from prefilter_common.cli import Parser, configure_logging, exit_code
 from prefilter_common.models.directory import require_model_output
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
 from prefilter_common.training.provenance import Job
-from prefilter_common.training.recipe import CLASSIC, RECIPES, Recipe, add_training_arguments
+from prefilter_common.training.recipe import CLASSIC, LP_FT, RECIPES, Recipe, add_training_arguments
 from prefilter_common.training.run import train_model_directory
 
 
@@ -46,13 +46,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--recipe",
         choices=tuple(RECIPES),
-        default="classic",
-        help="classic: fine-tune from a random head; lp-ft: fit the head to frozen features first, then fine-tune on "
-        "articles of which half are cut to the length of a feed's snippet",
+        default="lp-ft",
+        help="lp-ft: fit the head to frozen features first, then fine-tune the upper layers on articles of which half "
+        f"are cut to the length of a feed's snippet; classic: fine-tune everything from a random head, by default at a "
+        f"learning rate of {CLASSIC.learning_rate:g}",
     )
-    add_training_arguments(parser, CLASSIC)
+    add_training_arguments(parser, LP_FT)
     args = parser.parse_args(argv)
-    if args.recipe != "classic":  # which has its own defaults; flags that are given override them
+    if args.recipe != "lp-ft":  # it has defaults of its own; flags that are given override them
         parser.set_defaults(**{key: value for key, value in asdict(RECIPES[args.recipe]).items() if key in args})
         args = parser.parse_args(argv)
     args.output = args.output or Path("models") / Path(args.model).name

@@ -24,8 +24,8 @@ from prefilter_common.training.run import launcher
 pytestmark = pytest.mark.slow
 
 SCRIPTS = {
-    "encoder": (train_encoder, "minilm", "model"),
-    "probed": (train_encoder, "minilm", "model"),
+    "classic": (train_encoder, "minilm", "model"),
+    "lp-ft": (train_encoder, "minilm", "model"),
     "lora": (train_qwen_lora, "qwen", "adapter_model"),
 }
 # 42 articles: the last batch of an epoch is incomplete. Six steps an epoch, three epochs.
@@ -49,7 +49,7 @@ def train(tiny_models, data_dir):
 
     def run(kind, output, *flags):
         script, family, _ = SCRIPTS[kind]
-        recipe = ["--recipe", "lp-ft"] if kind == "probed" else []
+        recipe = ["--recipe", kind] if script is train_encoder else []
         base = ["--model", tiny_models[family], "--data-dir", data_dir, "--output", output]
         return call(script, [*base, *FLAGS, *recipe, *flags])
 
@@ -143,16 +143,16 @@ def test_a_stopped_run_continues_to_the_same_result(
 def test_early_stopping_remembers(train, stop_at, monkeypatch, tmp_path):
     """At this rate nothing is learnt, so training stops after three epochs of nine."""
     flags = ["--epochs", 9, "--learning-rate", "1e-9", "--batch-size", 8]
-    assert train("encoder", tmp_path / "whole", *flags) == 0
-    expected = outcome(tmp_path / "whole", "encoder")
+    assert train("classic", tmp_path / "whole", *flags) == 0
+    expected = outcome(tmp_path / "whole", "classic")
     assert (expected[2]["epoch"], expected[2]["best_epoch"], expected[2]["steps"]) == (3.0, 1.0, 18)
     for name, step, event in (("within", 15, "on_step_begin"), ("after", 18, "on_evaluate")):
         stop_at(step, event=event)
-        assert train("encoder", tmp_path / name, *flags) == 143
+        assert train("classic", tmp_path / name, *flags) == 143
         assert checkpoints(tmp_path / name) == sorted([f"checkpoint-{step}", "checkpoint-6"])  # the newest and the best
         monkeypatch.undo()
-        assert train("encoder", tmp_path / name, *flags, "--resume") == 0
-        assert outcome(tmp_path / name, "encoder") == expected
+        assert train("classic", tmp_path / name, *flags, "--resume") == 0
+        assert outcome(tmp_path / name, "classic") == expected
 
 
 def test_other_settings_and_data_are_refused_by_name(
@@ -208,34 +208,34 @@ def test_incomplete_checkpoints_are_skipped(train, uninterrupted, stop_at, monke
     for i, spoil in enumerate([cut, shorten, nest, lambda folder: (folder / "trainer_state.json").unlink()]):
         output = tmp_path / str(i)
         stop_at(9)
-        assert train("encoder", output, *PLAIN) == 143
+        assert train("classic", output, *PLAIN) == 143
         monkeypatch.undo()
         assert checkpoints(output) == ["checkpoint-6", "checkpoint-9"]
         folder = tmp_path / f".{i}.checkpoints.partial"
         spoil(folder / "checkpoint-9")
         (folder / "checkpoint-100").mkdir()  # the library would take the highest number
-        assert train("encoder", output, *PLAIN, "--resume") == 0
+        assert train("classic", output, *PLAIN, "--resume") == 0
         assert "continuing after step 6" in capsys.readouterr().err
-        assert outcome(output, "encoder") == uninterrupted("encoder", PLAIN) and hidden(output) == []
+        assert outcome(output, "classic") == uninterrupted("classic", PLAIN) and hidden(output) == []
 
 
 def test_without_a_checkpoint_resume_starts_from_scratch_and_without_resume_it_is_discarded(
     train, uninterrupted, stop_at, monkeypatch, tmp_path, capsys
 ):
     output = tmp_path / "m"
-    assert train("encoder", output, *PLAIN, "--resume") == 0
+    assert train("classic", output, *PLAIN, "--resume") == 0
     assert "there is no checkpoint to continue: starting from scratch" in capsys.readouterr().err.splitlines()
-    assert outcome(output, "encoder") == uninterrupted("encoder", PLAIN)
+    assert outcome(output, "classic") == uninterrupted("classic", PLAIN)
     stop_at(9)
     before = (output / "run.json").read_bytes()
-    assert train("encoder", output, *PLAIN, "--overwrite") == 143
+    assert train("classic", output, *PLAIN, "--overwrite") == 143
     assert (output / "run.json").read_bytes() == before
     monkeypatch.undo()
     capsys.readouterr()
-    assert train("encoder", output, *PLAIN, "--overwrite") == 0
+    assert train("classic", output, *PLAIN, "--overwrite") == 0
     line = "discarding the checkpoint of an interrupted run at step 9; --resume would have continued it"
     assert line in capsys.readouterr().err.splitlines()
-    assert outcome(output, "encoder") == uninterrupted("encoder", PLAIN) and hidden(output) == []
+    assert outcome(output, "classic") == uninterrupted("classic", PLAIN) and hidden(output) == []
 
 
 def test_checkpoints_every_few_minutes_take_bounded_space(train, uninterrupted, monkeypatch, tmp_path):
@@ -250,11 +250,11 @@ def test_checkpoints_every_few_minutes_take_bounded_space(train, uninterrupted, 
         return original(self, args, state, control, **kwargs)
 
     monkeypatch.setattr(ProgressLog, "on_step_begin", fail)
-    assert train("encoder", output, *PLAIN, "--checkpoint-minutes", "1e-6") == 1
+    assert train("classic", output, *PLAIN, "--checkpoint-minutes", "1e-6") == 1
     assert seen[1] == ["checkpoint-1"] and max(map(len, seen)) == 2 and "checkpoint-10" in seen[-1]
     monkeypatch.undo()
-    assert train("encoder", output, *PLAIN, "--resume") == 0
-    assert outcome(output, "encoder") == uninterrupted("encoder", PLAIN)
+    assert train("classic", output, *PLAIN, "--resume") == 0
+    assert outcome(output, "classic") == uninterrupted("classic", PLAIN)
 
 
 def test_a_second_signal_ends_at_once(monkeypatch, tmp_path):
@@ -288,7 +288,7 @@ def test_divergence_is_one_line_and_keeps_the_last_good_checkpoint(train, monkey
 
     monkeypatch.setattr(ProgressLog, "on_step_end", diverge)
     output = tmp_path / "m"
-    assert train("encoder", output, *PLAIN, "--checkpoint-minutes", "1e-6") == 1
+    assert train("classic", output, *PLAIN, "--checkpoint-minutes", "1e-6") == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: the weights are not finite after step 8: start from scratch with a lower --learning-rate or "
         "--precision fp32; the same settings would diverge again, and so would --resume after step 7, whose checkpoint "
@@ -298,7 +298,7 @@ def test_divergence_is_one_line_and_keeps_the_last_good_checkpoint(train, monkey
 
 
 def test_a_rate_that_diverges_from_the_start_is_one_line(train, tmp_path, capsys):
-    assert train("encoder", tmp_path / "m", *PLAIN, "--learning-rate", "1e38") == 1
+    assert train("classic", tmp_path / "m", *PLAIN, "--learning-rate", "1e38") == 1
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("error: the ") and line.endswith("the same settings would diverge again")
     assert list(tmp_path.iterdir()) == []
@@ -319,14 +319,14 @@ def test_exhausted_gpu_memory_names_numbers_and_flags_and_the_split_batch_contin
 
     monkeypatch.setattr(ProgressLog, "on_step_begin", exhaust)
     output = tmp_path / "m"
-    assert train("encoder", output, *PLAIN) == 1
+    assert train("classic", output, *PLAIN) == 1
     assert capsys.readouterr().err.splitlines()[-1] == (
         "error: the GPU's memory does not hold a batch of 8 articles of up to 64 tokens (15.5 of 16.0 GiB allocated at "
         "the peak): pass --batch-size 4 --gradient-accumulation-steps 2 for the same effective batch, or a smaller "
         "--max-length; the same command plus --resume continues after step 6"
     )
     monkeypatch.undo()
-    assert train("encoder", output, *ACCUMULATED, "--resume") == 0
+    assert train("classic", output, *ACCUMULATED, "--resume") == 0
 
 
 def test_a_split_batch_is_the_same_effective_batch(tmp_path, data_dir, tiny_models):
