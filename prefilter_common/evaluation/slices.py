@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy.stats import fisher_exact
@@ -44,6 +44,19 @@ class SliceRow(MetricsRow):
     errors: int
     enough: bool
     p_adjusted: float | None
+
+
+class WorstSlice(TypedDict):
+    """The slice with the lowest accuracy; ``beyond_chance`` where its errors are more than those of the rest."""
+
+    by: str
+    value: str
+    n: int
+    errors: int
+    accuracy: float
+    p_adjusted: float | None
+    accuracy_interval: list[float]
+    beyond_chance: bool
 
 
 def characters(articles: Sequence[Article]) -> np.ndarray:
@@ -146,7 +159,7 @@ def _p_of_rest(row: SliceRow, errors: int, n: int) -> float:
     return float(fisher_exact([inside, [errors - inside[0], n - errors - inside[1]]], alternative="greater").pvalue)
 
 
-def worst_slice(rows: Sequence[SliceRow]) -> dict[str, Any] | None:
+def worst_slice(rows: Sequence[SliceRow]) -> WorstSlice | None:
     """The slice with the lowest accuracy of those large enough; None where none of them has an error.
 
     Accuracy, because F1 means nothing in a slice without commerce. Of equally bad slices, the largest.
