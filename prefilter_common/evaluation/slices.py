@@ -8,8 +8,8 @@ from typing import TypedDict
 import numpy as np
 from scipy.stats import fisher_exact
 
-from prefilter_common.articles import COMMERCE, Article
-from prefilter_common.evaluation.language import UNKNOWN, languages
+from prefilter_common.articles import COMMERCE, UNKNOWN, Article
+from prefilter_common.evaluation.language import languages
 from prefilter_common.statistics.comparison import ALPHA, holm
 from prefilter_common.statistics.metrics import MetricsRow, threshold_metrics
 

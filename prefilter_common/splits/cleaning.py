@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ftfy
 from inscriptis import get_text
@@ -81,6 +81,22 @@ class Row:
     def discard(self, reason: str, detail: str = "") -> "Row":
         """The same row, marked as discarded."""
         return replace(self, reason=reason, detail=detail)
+
+
+class RowFate(TypedDict, total=False):
+    """Why a row is discarded, and what explains that or a repair."""
+
+    discarded: str
+    detail: str
+
+
+class CleaningRow(RowFate):
+    """One line of ``cleaning.jsonl``: a row that was discarded or changed."""
+
+    file: str
+    line: int
+    id: str | None
+    repaired: list[str]
 
 
 def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
@@ -215,3 +231,14 @@ def published(article: Article) -> date | None:
             with suppress(ValueError, TypeError):
                 return parse(value.strip()).date()
     return None
+
+
+def report_of(row: Row) -> CleaningRow:
+    """What ``cleaning.jsonl`` says of a row that was discarded or changed."""
+    fate: RowFate = {}
+    if row.reason:
+        fate["discarded"] = row.reason
+    if row.reason or row.detail:
+        fate["detail"] = row.detail
+    article_id = row.article.id if row.article else None
+    return {"file": row.file, "line": row.line, "id": article_id, **fate, "repaired": list(row.repairs)}

@@ -1,6 +1,6 @@
 """Numbers -> the page that people read: one self-contained HTML file, drawn by page.html.j2."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +99,7 @@ def _exact(value: float | None) -> str:
     return "> 99.9%" if 0.9995 <= value < 1 else "< 0.1%" if 0 < value < 0.0005 else f"{value:.1%}"
 
 
-def _exact_span(interval: tuple[float, float] | None) -> str:
+def _exact_span(interval: Sequence[float] | None) -> str:
     """An interval of fractions, in per cent; with a decimal where it would seem to be a single value without."""
     if interval is None:
         return "–"
