@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, write_json, write_json_lines, write_text
 from prefilter_common.models.contract import Contract
+from prefilter_common.models.rows import PredictionRow, Recommendation
 from prefilter_common.outputs import require_free
 from prefilter_common.runinfo import RunInfo
 
@@ -37,15 +38,6 @@ METRICS_FILE = "training_metrics.json"
 RUN_FILE = "run.json"
 CARD_FILE = "README.md"
 RECOMMENDATION_FILE = "cpu_benchmark.json"
-
-
-class PredictionRow(TypedDict):
-    """One line of ``predictions/<model>.jsonl`` and of the validation predictions."""
-
-    id: str | None
-    label: int | None
-    score: float
-    language: str | None
 
 
 def model_directories(models_dir: Path, names: Iterable[str] | None = None) -> list[Path]:
@@ -163,25 +155,30 @@ def write_predictions(path: Path, articles: Sequence[Article], scores: np.ndarra
     write_json_lines(path, rows)
 
 
-def read_recommendation(directory: Path) -> dict[str, Any]:
-    """What the benchmark recommends; empty where it has not run or, with a warning, its file is unreadable."""
+def read_recommendation(directory: Path) -> Recommendation | None:
+    """What the benchmark recommends; None where it has not run or, with a warning, its file is unreadable.
+
+    Neither keys nor values are checked: earlier versions wrote others.
+    """
     if not (directory / RECOMMENDATION_FILE).exists():
-        return {}
+        return None
     try:
-        return read_record(directory / RECOMMENDATION_FILE)
+        record: Any = read_record(directory / RECOMMENDATION_FILE)
     except InputError as error:
         log.warning(str(error))
-        return {}
+        return None
+    return record
 
 
-def write_recommendation(directory: Path, row: Mapping[str, Any]) -> None:
+def write_recommendation(directory: Path, row: Recommendation) -> None:
     """Write ``cpu_benchmark.json``."""
     write_json(directory / RECOMMENDATION_FILE, row)
 
 
 def cpu_benchmark_ms(directory: Path) -> float | None:
     """Mean milliseconds per article on the CPU, as the benchmark measured it; None where it has not."""
-    ms = read_recommendation(directory).get("avg_ms")
+    found = read_recommendation(directory)
+    ms = found.get("avg_ms") if found else None
     return float(ms) if isinstance(ms, int | float) and ms is not True and 0 < ms < sys.float_info.max else None
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import BinaryIO
 
 from prefilter_common.articles import Article, read_articles
 from prefilter_common.cli import Parser, batch_size, configure_logging, threads
@@ -30,6 +30,7 @@ from prefilter_common.outputs import kept_directory, require_files
 from prefilter_common.runinfo import file_fingerprint, peak_memory_mib
 from prefilter_common.scoring.conversion import fingerprints
 from prefilter_common.scoring.engines import ENGINES, EngineName
+from prefilter_common.scoring.rows import ScoreRow, Summary
 from prefilter_common.scoring.scorer import CHUNK, Scorer
 
 log = logging.getLogger(__name__)
@@ -53,16 +54,6 @@ class Options:
     threshold: str
     batch_size: int
     threads: int | None
-
-
-class ScoreRow(TypedDict):
-    """One line of the output."""
-
-    id: str | None
-    score: float
-    is_commerce: bool
-    language: str | None
-    characters: int
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,7 +114,7 @@ def require_no_output(options: Options) -> None:
         raise InputError(f"{options.output}: already exists; move it away, or name another output")
 
 
-def made_with(scorer: Scorer, options: Options) -> dict[str, Any]:
+def made_with(scorer: Scorer, options: Options) -> dict[str, object]:
     """What the rows depend on, as plain JSON values: name -> value, or the beginning of the sha256 of a file."""
     model = fingerprints(scorer.engine.name.folder(options.model) or options.model)
     contract = asdict(scorer.contract)
@@ -137,7 +128,7 @@ def made_with(scorer: Scorer, options: Options) -> dict[str, Any]:
     }
 
 
-def require_same_run(folder: Path, record: dict[str, Any]) -> None:
+def require_same_run(folder: Path, record: dict[str, object]) -> None:
     """Raise InputError when ``folder`` has rows that were not made with ``record``; else store it there."""
     path, rows = folder / MADE_WITH_FILE, folder / ROWS_FILE
     if not rows.exists() or not rows.stat().st_size:
@@ -159,7 +150,7 @@ def require_same_run(folder: Path, record: dict[str, Any]) -> None:
         )
 
 
-def write_rows(scorer: Scorer, options: Options, folder: Path, total: int) -> dict[str, Any]:
+def write_rows(scorer: Scorer, options: Options, folder: Path, total: int) -> Summary:
     """Write the rows that ``folder`` lacks, each chunk to the disk before the next. Returns the summary.
 
     Raises InputError when the rows in it do not belong to the input, or the input no longer has ``total`` articles.
