@@ -18,9 +18,9 @@ from prefilter_common.statistics.metrics import ThresholdMetrics, threshold_metr
 # Unrelated web pages of one language reach 0.45, pages generated from one template 0.5 to 0.7.
 NEAR_DUPLICATE = 0.65
 # Half of the shorter text, word for word, is in the longer one.
-CONTAINED = 0.5
+COPIED_SHARE = 0.5
 # Characters in a row that are compared: in a Chinese text a long phrase, elsewhere two or three words.
-SHINGLE = 12
+PHRASE_LENGTH = 12
 # A text with fewer is found only as an exact or a near duplicate: a headline of five words may be a coincidence.
 MIN_SHINGLES = 40
 # Articles compared at once with all others: keeps the similarities to 50,000 below 200 MB.
@@ -127,7 +127,7 @@ def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[S
                 kind, similarity, other = "exact", 1.0, twin
             elif cosine >= NEAR_DUPLICATE:
                 kind, similarity, other = "near", round(min(cosine, 1.0), 4), train[row.indices[row.data.argmax()]]
-            elif share >= CONTAINED:
+            elif share >= COPIED_SHARE:
                 kind, similarity, other = "contained", round(share, 4), train[source]
             else:
                 continue
@@ -167,11 +167,11 @@ def _containment(train: Sequence[str], test: Sequence[str]) -> list[tuple[float,
 def _shingles(text: str) -> np.ndarray:
     """The distinct hashes of all sequences of 12 characters, sorted."""
     codes = np.frombuffer(_plain(text).encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
-    if len(codes) < SHINGLE:
+    if len(codes) < PHRASE_LENGTH:
         return np.empty(0, np.uint64)
-    hashes = np.zeros(len(codes) - SHINGLE + 1, np.uint64)
-    for i in range(SHINGLE):  # arithmetic modulo 2^64
-        hashes = hashes * np.uint64(1_099_511_628_211) + codes[i : len(codes) - SHINGLE + 1 + i]
+    hashes = np.zeros(len(codes) - PHRASE_LENGTH + 1, np.uint64)
+    for i in range(PHRASE_LENGTH):  # arithmetic modulo 2^64
+        hashes = hashes * np.uint64(1_099_511_628_211) + codes[i : len(codes) - PHRASE_LENGTH + 1 + i]
     return np.unique(hashes)
 
 

@@ -23,7 +23,7 @@ INVALID, NO_TEXT, NO_SCORE, MIDDLE, REPEATED = (
     "invalid line", "missing text", "no score", "score in the middle", "repeated row",
 )  # fmt: skip
 DATE_KEYS = ("published_date", "published", "date", "pubDate")
-MOJIBAKE, HTML, CHARACTERS, LABEL, ID = "mojibake", "html", "characters", "label", "id"
+MOJIBAKE, HTML, BROKEN_CHARACTERS, LABEL, ID = "mojibake", "html", "characters", "label", "id"
 # ``read_articles`` gives this to an article without an id. It identifies a line of one file, not an article.
 LINE_ID = re.compile(r"line-\d+")
 # Fix only errors: typographic quotes and Chinese full-width punctuation are correct.
@@ -155,7 +155,7 @@ def clean_text(text: str) -> tuple[str, set[str]]:
         repairs.add(HTML)
     fixed = ftfy.fix_text(plain, FTFY)
     if fixed != plain:
-        repairs.add(CHARACTERS)
+        repairs.add(BROKEN_CHARACTERS)
     return fixed.strip(), repairs
 
 

@@ -51,7 +51,7 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
     held = {name: parse(options.splits / f"{name}.jsonl", content) for name, content in contents.items()}
     rows = drop_repeated(discard_contradicted(discard_unanswered(read_rows(options.inputs))))
     log_discarded(rows)
-    rows, answers = compare(rows, held)
+    rows, answers = match_rows(rows, held)
     lines, corrected = correct(contents["train"], held["train"], answers)
     new = iter(
         with_own_ids([row for row in rows if LABEL not in row.repairs], taken={str(a.id) for a in held["train"]})
@@ -115,7 +115,7 @@ def discard_contradicted(rows: Sequence[Row]) -> list[Row]:
     return remaining
 
 
-def compare(rows: Sequence[Row], held: Mapping[str, Sequence[Article]]) -> tuple[list[Row], dict[int, int]]:
+def match_rows(rows: Sequence[Row], held: Mapping[str, Sequence[Article]]) -> tuple[list[Row], dict[int, int]]:
     """Discard articles that are already in train with the same label, or share text or id with one in val or test.
 
     Returns:

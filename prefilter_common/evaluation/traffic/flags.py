@@ -12,7 +12,7 @@ from sklearn.metrics import cohen_kappa_score
 from prefilter_common.articles import Article
 from prefilter_common.evaluation.language import languages
 from prefilter_common.evaluation.slices import (
-    CHARACTERS,
+    CHARACTER_EDGES,
     MIN_ARTICLES,
     SHORT,
     Slice,
@@ -57,7 +57,7 @@ def traffic_slices(articles: Sequence[Article], main: str) -> list[Slice]:
     ]
     return [
         *slices_by("language", spoken),
-        *length_slices("characters", lengths, CHARACTERS),
+        *length_slices("characters", lengths, CHARACTER_EDGES),
         *slices_by("language and length", crossed),
     ]
 

@@ -20,9 +20,9 @@ from prefilter_common.articles import Article
 from prefilter_common.splits.duplicates import Pair, clusters
 from prefilter_common.statistics.metrics import ThresholdMetrics, ranking_metrics, threshold_metrics
 
-FOLDS = 5
+PROBE_FOLDS = 5
 # Read from the start of each article, which decides; otherwise a few long articles would take most of the time.
-CHARACTERS = 1_000
+PROBE_CHARACTERS = 1_000
 MAX_SUSPECTS = 60
 # Articles per set in the measurement of a distance.
 MAX_COMPARED = 2_000
@@ -43,7 +43,7 @@ class Labelled:
         places = _spaced(len(self.labels), limit)
         return Labelled([self.articles[i] for i in places], self.labels[places], self.clusters[places], self.seed)
 
-    def folds(self, limit: int = FOLDS) -> Folds:
+    def folds(self, limit: int = PROBE_FOLDS) -> Folds:
         """(train, test) indices of each fold, with whole clusters and evenly spread labels.
 
         At most ``limit`` folds, and no more than the rarer label has articles. scikit-learn's StratifiedGroupKFold
@@ -93,7 +93,7 @@ def text_features(articles: Sequence[Article]) -> csr_matrix:
     vectorizer = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(4, 4), min_df=least, sublinear_tf=True, dtype=np.float32
     )
-    return vectorizer.fit_transform([f"{a.title} {a.content}"[:CHARACTERS] for a in articles])
+    return vectorizer.fit_transform([f"{a.title} {a.content}"[:PROBE_CHARACTERS] for a in articles])
 
 
 def predicted(features: csr_matrix, labels: np.ndarray, folds: Folds) -> np.ndarray:
@@ -146,7 +146,7 @@ def f1_on_held_out_sources(data: Labelled, features: csr_matrix, scores: np.ndar
     result: FastModel = {"n_sources": n_sources, "mixed": _f1(mixed), "held_out": None}
     n_groups = int(groups.max()) + 1
     if n_sources >= 2 and n_groups >= 2:
-        folds = list(GroupKFold(min(FOLDS, n_groups)).split(groups, groups=groups))
+        folds = list(GroupKFold(min(PROBE_FOLDS, n_groups)).split(groups, groups=groups))
         (apart,) = threshold_metrics(data.labels, predicted(features, data.labels, folds), [0.5])
         result["held_out"] = _f1(apart)
     return result
@@ -158,7 +158,7 @@ def distance(these: Sequence[Article], those: Sequence[Article], seed: int = 0) 
     Classifier two-sample test (Lopez-Paz and Oquab 2017) on at most 2,000 articles per set. None if a set is too small.
     """
     parts = [[part[i] for i in _spaced(len(part), MAX_COMPARED)] for part in (these, those)]
-    if min(map(len, parts)) < 2 * FOLDS:
+    if min(map(len, parts)) < 2 * PROBE_FOLDS:
         return None
     articles = [*parts[0], *parts[1]]
     labels = np.array([0] * len(parts[0]) + [1] * len(parts[1]))

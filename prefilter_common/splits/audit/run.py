@@ -46,7 +46,7 @@ from prefilter_common.splits.manifest import MadeBy, made_by, manifest_state
 
 # Shares that the audit warns about: of truncated articles, and of traffic in a language or length that test lacks.
 MANY_CUT = 0.1
-NOTABLE_SHARE = 0.01
+NOTABLE_IN_TRAFFIC = 0.01
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _uncovered(report: AuditFindings) -> list[str]:
         return found
     for by in properties:
         shares = {value: n / traffic["articles"] for value, n in traffic[by].items() if not test[by].get(value)}
-        named = [f"{value} ({share:.0%})" for value, share in shares.items() if share >= NOTABLE_SHARE]
+        named = [f"{value} ({share:.0%})" for value, share in shares.items() if share >= NOTABLE_IN_TRAFFIC]
         if named:
             found.append(f"{by} in the traffic but not in test: {', '.join(named)}")
     return found

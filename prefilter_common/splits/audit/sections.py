@@ -27,7 +27,7 @@ from prefilter_common.splits.duplicates import Pair, clusters, find_pairs, same_
 from prefilter_common.splits.grouping import LENGTH_NAMES, length_name
 
 MAX_EXAMPLES = 20
-MAX_TEXT = 600  # characters shown per article
+MAX_SHOWN_TEXT = 600  # characters shown per article
 QUANTILES = (0.1, 0.5, 0.9)
 SAME, LINKED = "same id", "linked"
 # Strongest first. Linked articles share their text only through other articles.
@@ -52,7 +52,7 @@ class Whole:
             "split": self.names[place],
             "id": article.id,
             "title": article.title[:200],
-            "content": article.content[:MAX_TEXT],
+            "content": article.content[:MAX_SHOWN_TEXT],
             "language": article.language,
             "source": article.source,
             "label": article.label,

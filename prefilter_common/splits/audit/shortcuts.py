@@ -12,12 +12,12 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.tree import DecisionTreeClassifier
 
 from prefilter_common.articles import UNKNOWN, Article
-from prefilter_common.splits.audit.probes import CHARACTERS, Labelled
+from prefilter_common.splits.audit.probes import PROBE_CHARACTERS, Labelled
 from prefilter_common.splits.cleaning import published
 from prefilter_common.statistics.metrics import threshold_metrics
 
 # These rules are quick to fit, and a source with few articles needs all of them.
-FOLDS = 10
+RULE_FOLDS = 10
 MAX_PHRASES = 10
 MAX_PHRASE_TEXTS = 5_000
 # A property that leaves at most half of the errors of always guessing the more frequent label is a shortcut.
@@ -68,7 +68,7 @@ def shortcuts(data: Labelled) -> list[ShortcutRow]:
 
 def _shortcut(name: str, data: Labelled, rule: Rule) -> ShortcutRow:
     guesses = np.zeros(len(data.labels), int)
-    for train, test in data.folds(FOLDS):
+    for train, test in data.folds(RULE_FOLDS):
         guesses[test] = rule(train, test)
     majority = float(max(data.labels.mean(), 1 - data.labels.mean()))
     (row,) = threshold_metrics(data.labels, guesses, [0.5])
@@ -122,7 +122,7 @@ def by_phrase(present: csr_matrix, labels: np.ndarray) -> Rule:
 
 def phrase_matrix(articles: Sequence[Article]) -> tuple[csr_matrix, list[str]]:
     """(n, phrases) 0 or 1, and the phrases: one to three words, in at least 2 % of the articles and in three."""
-    texts = [f"{a.title} {a.content}"[:CHARACTERS] for a in articles]
+    texts = [f"{a.title} {a.content}"[:PROBE_CHARACTERS] for a in articles]
     least = min(max(3, len(texts) // 50), len(texts))
     vectorizer = CountVectorizer(
         binary=True, ngram_range=(1, 3), min_df=least, token_pattern=r"(?u)\b\w+\b", dtype=np.float32
