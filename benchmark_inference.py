@@ -42,6 +42,8 @@ from prefilter_common.outputs import require_files
 from prefilter_common.scoring.engines import ENGINES, EngineName
 
 if TYPE_CHECKING:
+    from prefilter_common.benchmark.report import BenchmarkFile, RecommendationFile
+    from prefilter_common.benchmark.rows import Conditions
     from prefilter_common.benchmark.run import Data, Options
 
 
@@ -53,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     results, plot = outputs_of(args, directory)
     # Not at the top: every worker process imports this script, and its memory must be its engine's own.
     from prefilter_common.benchmark import run
-    from prefilter_common.benchmark.report import card, conclude, picture, report
+    from prefilter_common.benchmark.report import card, picture, report, results_and_summary
     from prefilter_common.runinfo import run_info
 
     data, files = load_data(args)
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     provenance = run_info(argv, files)
     machine = run.conditions_of(options)
     reference = run.take_reference(directory, data, options)
-    conditions = {**machine, **run.articles_of(reference, data)}
+    conditions: Conditions = {**machine, **run.articles_of(reference, data)}
     readings = run.readings_of(reference.contract, options)
     run.store_two_pass(directory, reference.contract.two_pass)
     with ExitStack() as stack:
@@ -71,11 +73,13 @@ def main(argv: list[str] | None = None) -> int:
         rates = machine["matrix_gflops"]
         rows, rates = run.measure(directory, configurations, workers, reference, data, rates, options)
     conditions = {**conditions, "matrix_gflops": rates}
-    result, summary = conclude(directory.name, rows, reference, conditions, skipped, options)
-    write_json(results, {**result, "run": provenance})
+    result, summary = results_and_summary(directory.name, rows, reference, conditions, skipped, options)
+    stored: BenchmarkFile = {**result, "run": provenance}
+    write_json(results, stored)
     picture(plot, result)
     if options.device == "cpu":
-        write_recommendation(directory, {**summary, "run": provenance})
+        recommended: RecommendationFile = {**summary, "run": provenance}
+        write_recommendation(directory, recommended)
         from prefilter_common.evaluation.results import refresh_latency
 
         refresh_latency(args.output, directory.name, summary["avg_ms"])

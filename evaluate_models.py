@@ -37,8 +37,9 @@ from prefilter_common.cli import (
     seed,
 )
 from prefilter_common.errors import InputError
+from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.summary import evaluation_summary
-from prefilter_common.evaluation.results import compare, write_results
+from prefilter_common.evaluation.results import compare_models, write_results
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
 from prefilter_common.evaluation.traffic.audit import read_audit
 from prefilter_common.evaluation.traffic.labelling import require_unlabelled
@@ -67,9 +68,9 @@ def main(argv: list[str] | None = None) -> int:
     manifest = manifest_record(splits)  # now, since a damaged one ends the run
     models, rows = evaluate_each(directories, data, options)
     if is_main_process():
-        compared = compare(data, models, rows, options)
-        warnings = [*compared["_warnings"], *manifest_warnings(manifest)]
-        results = {"_run": run_info(argv, files), "_manifest": manifest, **compared, "_warnings": warnings}
+        compared = compare_models(data, models, rows, options)
+        compared["_warnings"] += manifest_warnings(manifest)
+        results: Results = {"_run": run_info(argv, files), "_manifest": manifest, **compared}
         write_results(args.output, results)
         print(evaluation_summary(results))
     return 1 if any("error" in row for row in rows.values()) else 0

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 JOURNALISM, COMMERCE = 0, 1
 LABEL_NAMES = ("journalism", "commerce")
 INPUT_FORMAT = "[TITLE] {title} [CONTENT] {content}"
+UNKNOWN = "unknown"  # what reports call a missing language or source
 MAX_ERRORS_NAMED = 10
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "transformers", "datasets", "peft", "accelerate", "scikit-learn", "numpy")
@@ -26,6 +26,17 @@ class FileFingerprint(TypedDict):
     rows: int
 
 
+class Hardware(TypedDict):
+    """``cores`` are physical ones where the system tells them; ``gpu`` is None where there is none."""
+
+    cpu: str
+    cores: int | None
+    torch_threads: int
+    memory_gib: float
+    platform: str
+    gpu: str | None
+
+
 class RunInfo(TypedDict):
     """What produced a number, as results files keep it."""
 
@@ -33,7 +44,7 @@ class RunInfo(TypedDict):
     commit: str | None
     finished: str
     data: dict[str, FileFingerprint]
-    hardware: dict[str, Any]
+    hardware: Hardware
     versions: dict[str, str]
 
 
@@ -80,7 +91,7 @@ def file_fingerprint(path: Path) -> FileFingerprint:
     return {"file": str(path), "sha256": digest.hexdigest(), "rows": rows}
 
 
-def hardware() -> dict[str, Any]:
+def hardware() -> Hardware:
     """Processor, threads, memory, and the GPU if there is one."""
     # A deployment has neither, and asks only for memory.
     import psutil

@@ -7,7 +7,7 @@ import pytest
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.evaluation.report.page import write_page
 from prefilter_common.evaluation.report.plots import Axes, near_one
-from prefilter_common.evaluation.results import compare, conclude
+from prefilter_common.evaluation.results import choice_of, compare_models
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
 from prefilter_common.scoring.engines import REFERENCE
@@ -64,7 +64,7 @@ def evaluation(names, broken=(), text="text", language="en", traffic=True, train
     rows = {name: {**model_row(test, model, 0), **LATENCY} for name, model in models.items()}
     rows |= {name: {"error": f"OSError: no weights in {name}"} for name in broken}
     options = Options(evaluation.output, REFERENCE, 32, 5, 0.95, None, 0)
-    return {"_run": provenance(text), **compare(data, models, rows, options)}
+    return {"_run": provenance(text), "_manifest": None, **compare_models(data, models, rows, options)}
 
 
 LATENCY = {"avg_inference_ms": 12.0, "device": "cpu", "cpu_benchmark_ms": None, "latency_articles": 5}
@@ -172,10 +172,10 @@ def test_the_three_states_of_a_criterion_are_told_apart(page):
     data = evaluation(["good", "lucky", "poor"])
     figures = {"good": (0.97, 0.92), "lucky": (0.92, 0.85), "poor": (0.8, 0.7)}
     for name, (value, low) in figures.items():
-        points = data[name]["operating_points"]["default"]
+        points = data["models"][name]["operating_points"]["default"]
         for key in ("f1", "precision", "recall"):
             points[key], points["intervals"][key] = value, [low, 0.99]
-    html, _ = page(conclude(data))
+    html, _ = page({**data, "_choice": choice_of(data)})
     table = html.split('aria-label="Success criteria"')[1].split("</table>")[0]
     cells = {name: table.split(f'<bdi class="name">{name}</bdi>')[1].split("</tr>")[0] for name in figures}
     assert "✓ minimum shown" in cells["good"] and "not shown" not in cells["good"] and "✗" not in cells["good"]
@@ -185,7 +185,7 @@ def test_the_three_states_of_a_criterion_are_told_apart(page):
 
 def test_slices_without_commerce_have_no_recall_of_zero(page):
     data = evaluation(["a"])
-    part = next(row for row in data["a"]["slices"] if row["by"] == "language")
+    part = next(row for row in data["models"]["a"]["slices"] if row["by"] == "language")
     part |= {"n_commerce": 0, "confusion_matrix": [[60, 0], [0, 0]], "f1": 0.0, "recall": 0.0, "precision": 0.0}
     html, _ = page(data)
     row = html.split("By language</th></tr>")[1].split("</tr>")[0]
@@ -195,7 +195,7 @@ def test_slices_without_commerce_have_no_recall_of_zero(page):
 
 def test_every_line_has_its_label_and_equal_models_can_be_told_apart(page):
     data = evaluation(["a", "b"])
-    data["b"] = {**data["a"]}
+    data["models"]["b"] = {**data["models"]["a"]}
     html, _ = page(data)
     plot = html.split('aria-label="Precision against recall')[1].split("</figure>")[0]
     lines = re.findall(r'<polyline class="([^"]+)" points="([^"]+)"', plot)
@@ -209,7 +209,7 @@ def test_every_line_has_its_label_and_equal_models_can_be_told_apart(page):
 @pytest.mark.parametrize("threshold", [0.05, 0.98])
 def test_the_best_f1_threshold_lies_inside_its_plot(page, threshold):
     data = evaluation(["a"])
-    data["a"]["operating_points"]["best_f1"]["threshold"] = threshold
+    data["models"]["a"]["operating_points"]["best_f1"]["threshold"] = threshold
     sweep = page(data)[0].split('aria-label="Precision and recall by threshold')[1].split("</svg>")[0]
     found = re.search(r'd="M([\d.]+) [\d.]+V[\d.]+"/><text[^>]*>best F1', sweep)
     left, _, right, _ = Axes(0, 1, 0, 1).frame
@@ -218,12 +218,12 @@ def test_the_best_f1_threshold_lies_inside_its_plot(page, threshold):
 
 def test_a_latency_that_was_measured_is_not_said_to_be_missing(page):
     data = evaluation(["a"])
-    points = data["a"]["operating_points"]["default"]
+    points = data["models"]["a"]["operating_points"]["default"]
     points |= {"f1": 0.97, "precision": 0.97, "recall": 0.97}
-    html, _ = page(conclude(data))
+    html, _ = page({**data, "_choice": choice_of(data)})
     assert "CPU latency was not measured" in html and "no CPU benchmark" in html
-    data["a"]["cpu_benchmark_ms"] = 12.0
-    html, _ = page(conclude(data))
+    data["models"]["a"]["cpu_benchmark_ms"] = 12.0
+    html, _ = page({**data, "_choice": choice_of(data)})
     assert "latency was not measured" not in html.lower() and "no CPU benchmark" not in html
     assert "the only one that does" not in html  # of a single model
 

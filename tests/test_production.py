@@ -8,7 +8,7 @@ import pytest
 
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.evaluation.production import best_saving_threshold, blocked_by_slice, production_section
-from prefilter_common.evaluation.results import compare, refresh_latency, write_results
+from prefilter_common.evaluation.results import compare_models, refresh_latency, write_results
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
 from prefilter_common.scoring.engines import REFERENCE
@@ -49,13 +49,13 @@ def disaster(request, tmp_path):
     rows["old"]["cpu_benchmark_ms"], rows["new"]["cpu_benchmark_ms"] = 40.0, 10.0
     data = Data(test, None, None, [replace(a, label=None) for a in traffic])
     options = Options(tmp_path, REFERENCE, 32, 5, 0.95, None, 0, (0.05,), COSTS, (20, 40))
-    return {"_run": {}, **compare(data, models, rows, options)}, tmp_path
+    return {"_run": {}, "_manifest": None, **compare_models(data, models, rows, options)}, tmp_path
 
 
 def test_the_disaster_cannot_be_shipped(disaster):
     results, output = disaster
     rates = [results["_traffic"]["flag_rates"][name]["default"]["rate"] for name in ("old", "new")]
-    assert rates[1] < 0.6 * rates[0] and results["old"]["f1"] == results["new"]["f1"]
+    assert rates[1] < 0.6 * rates[0] and results["models"]["old"]["f1"] == results["models"]["new"]["f1"]
     choice = results["_choice"]
     assert choice["selected"] is None and choice["reason"].startswith("None yet")
     assert any("DIFFER" in row["suspect"] or "do not cover" in row["suspect"] for row in choice["objections"])
@@ -75,7 +75,7 @@ def test_the_panel_and_the_estimate_of_commerce(disaster):
     assumed, estimated = old["panel"]
     assert (assumed["prevalence"], assumed["source"]) == (0.05, "assumed")
     assert estimated["prevalence"] == old["prevalence_estimate"]["share"]
-    on_test = disaster[0]["old"]["intervals"]["precision"]
+    on_test = disaster[0]["models"]["old"]["intervals"]["precision"]
     assert assumed["intervals"]["precision"][0] < on_test[0] - 0.2 and assumed["saving_per_1000"] is not None
     assert production["journalism_needed"] == {"0.05": 1456}
 
@@ -137,7 +137,7 @@ def test_who_is_blocked_the_worst_first():
 def test_a_latency_measured_later_reaches_the_choice_and_the_page(disaster, monkeypatch):
     results, output = disaster
     monkeypatch.setattr("prefilter_common.evaluation.results.write_page", lambda path, found: path.write_text("page"))
-    results["old"]["cpu_benchmark_ms"] = None
+    results["models"]["old"]["cpu_benchmark_ms"] = None
     write_results(output, results)
     assert refresh_latency(output, "old", 33.0) and not refresh_latency(output, "unknown", 1.0)
     again = json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))

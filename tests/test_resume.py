@@ -19,7 +19,7 @@ import train_encoder
 import train_qwen_lora
 from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import ProgressLog
-from prefilter_common.training.run import launcher
+from prefilter_common.training.provenance import launcher
 
 pytestmark = pytest.mark.slow
 

@@ -96,3 +96,19 @@ def test_functions_fit_on_a_screen():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_no_name_means_two_things():
+    """Public functions and constants; each command has its own ``main`` and ``parse_args``."""
+    defined = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [node.name] if isinstance(node, ast.FunctionDef) and not node.name.startswith("_") else []
+            if isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+                names = [name for name in found if name.isupper()]
+            for name in names:
+                defined.setdefault(name, []).append(name_of(path))
+    twice = {name: modules for name, modules in defined.items() if len(modules) > 1}
+    assert twice.keys() <= {"main", "parse_args"}, twice

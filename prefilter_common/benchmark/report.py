@@ -4,37 +4,83 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
-from prefilter_common.benchmark.rows import BenchmarkRow, Reference, frontier, latency_verdict, name_of, recommend
+from prefilter_common.benchmark.rows import (
+    BenchmarkRow,
+    Conditions,
+    Reference,
+    frontier,
+    latency_verdict,
+    name_of,
+    recommend,
+)
 from prefilter_common.benchmark.run import MAX_TRAIN, MAX_VAL, Options
+from prefilter_common.benchmark.two_pass import TwoPassNote
 from prefilter_common.cli import printable, table
 from prefilter_common.files import write_bytes
+from prefilter_common.runinfo import RunInfo
 
 
-def conclude(
-    name: str, rows: Sequence[BenchmarkRow], reference: Reference, conditions: Mapping[str, Any],
-    skipped: Mapping[str, str], options: Options,
-) -> tuple[dict[str, Any], dict[str, Any]]:  # fmt: skip
+class BenchmarkResult(TypedDict):
+    """What ``results/benchmark_<model>.json`` says; ``skipped`` by engine, with the reason."""
+
+    model: str
+    conditions: Conditions
+    tolerance: dict[str, float]  # the fields of ``fidelity.Tolerance``
+    two_pass: dict[str, float] | None  # those of ``contract.TwoPass``
+    two_pass_on_validation: TwoPassNote
+    recommended: str
+    verdict: str
+    rows: list[BenchmarkRow]
+    skipped: dict[str, str]
+
+
+class BenchmarkSummary(BenchmarkRow, Conditions):
+    """What ``cpu_benchmark.json`` says: the recommended row, with the conditions."""
+
+    model: str
+    n_samples: int
+    verdict: str
+
+
+class BenchmarkFile(BenchmarkResult):
+    """That, and what produced it."""
+
+    run: RunInfo
+
+
+class RecommendationFile(BenchmarkSummary):
+    """That, and what produced it."""
+
+    run: RunInfo
+
+
+def results_and_summary(
+    name: str, rows: Sequence[BenchmarkRow], reference: Reference, conditions: Conditions, skipped: Mapping[str, str],
+    options: Options,
+) -> tuple[BenchmarkResult, BenchmarkSummary]:  # fmt: skip
     """The content of the results file, and the summary: the recommended row with the conditions."""
     best, two_pass = recommend(rows), reference.contract.two_pass
     no_two_pass = {"two passes": reference.two_pass_note["reason"]} if 2 in options.passes and not two_pass else {}
     verdict = latency_verdict(best["avg_ms"])
-    result = {
+    result: BenchmarkResult = {
         "model": name,
         "conditions": conditions,
         "tolerance": asdict(options.tolerance),
-        "two_pass": two_pass and asdict(two_pass),
+        "two_pass": asdict(two_pass) if two_pass else None,
         "two_pass_on_validation": reference.two_pass_note,
         "recommended": name_of(best),
         "verdict": verdict,
-        "rows": rows,
+        "rows": list(rows),
         "skipped": {**skipped, **no_two_pass},
     }
-    return result, {"model": name, "n_samples": conditions["timed_articles"], **best, "verdict": verdict, **conditions}
+    summary: BenchmarkSummary
+    summary = {"model": name, "n_samples": conditions["timed_articles"], **best, "verdict": verdict, **conditions}
+    return result, summary
 
 
-def card(directory: Path, conditions: Mapping, run: Mapping) -> str:
+def card(directory: Path, conditions: Conditions, run: RunInfo) -> str:
     """The conditions, before any figure."""
     c, hardware, versions = conditions, run["hardware"], run["versions"]
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in c["matrix_gflops"].items() if rate)
@@ -52,7 +98,7 @@ def card(directory: Path, conditions: Mapping, run: Mapping) -> str:
     )
 
 
-def report(result: Mapping) -> str:
+def report(result: BenchmarkResult) -> str:
     """Speed, then cost and fidelity of each row; what was refused or skipped and why; the recommendation."""
     rows, n_compared = result["rows"], result["conditions"]["compared_articles"]
     speed = [["", "ms", "p50", "p95", "p99", "speed", "rounds", "bound", "articles/s", "speed"]]
@@ -74,7 +120,7 @@ def report(result: Mapping) -> str:
         *(f"skipped: {name}: {printable(reason)}" for name, reason in result["skipped"].items()),
     ]
     note, two_pass = result["two_pass_on_validation"], result["two_pass"]
-    if "tokens" in note:
+    if two_pass and "tokens" in note:
         lines.append(
             f"two passes: the first reads {two_pass['max_length']} tokens; {note['read_in_full']:.0%} of the "
             f"validation articles were then read in full, {note['tokens']:.0%} of all tokens"
@@ -111,7 +157,7 @@ def _cost_cells(row: BenchmarkRow, recommended: str) -> list[str]:
     ]
 
 
-def picture(path: Path, result: Mapping) -> None:
+def picture(path: Path, result: BenchmarkResult) -> None:
     """Draw latency against F1 with the useful frontier; nothing where no row has an F1."""
     rows = [row for row in result["rows"] if row["f1"] is not None]
     if not rows:
@@ -121,13 +167,13 @@ def picture(path: Path, result: Mapping) -> None:
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    useful: list[Any] = list(frontier([row for row in rows if not row["refused"]]))
+    useful = frontier([row for row in rows if not row["refused"]])
     axes.plot(
-        [row["avg_ms"] for row in useful], [row["f1"] for row in useful],
+        [row["avg_ms"] for row in useful], [row["f1"] or 0.0 for row in useful],
         color="tab:grey", linewidth=1, zorder=0, label="useful frontier",
     )  # fmt: skip
     for number, row in enumerate(rows, start=1):
-        at = row["avg_ms"], row["f1"]
+        at = row["avg_ms"], row["f1"] or 0.0
         recommended = name_of(row) == result["recommended"]
         colour = "tab:red" if row["refused"] else "tab:green" if recommended else "tab:blue"
         outcome = ", refused" if row["refused"] else ", recommended" if recommended else ""

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from prefilter_common.benchmark.fidelity import Fidelity, Tolerance, compare_scores, refusal
 from prefilter_common.benchmark.timing import Bulk, Single
+from prefilter_common.benchmark.two_pass import TwoPassNote
 from prefilter_common.evaluation.choice.rules import CRITERIA
 from prefilter_common.models.contract import Contract, TwoPass
 from prefilter_common.scoring.engines import REFERENCE, EngineName
@@ -45,7 +46,7 @@ class Reference:
     labels: np.ndarray | None
     n_tokens: np.ndarray
     operations: Callable[[tuple[int, ...]], float]
-    two_pass_note: dict[str, Any]
+    two_pass_note: TwoPassNote
     more: np.ndarray
     n_val: int
 
@@ -67,6 +68,10 @@ class Articles(TypedDict):
     max_tokens: int
     timed_articles: int
     compared_articles: int
+
+
+class Conditions(Machine, Articles):
+    """What was timed, on what."""
 
 
 class WorkerFacts(TypedDict):

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ from prefilter_common.benchmark.rows import (
     row_of,
 )
 from prefilter_common.benchmark.timing import Worker, matrix_rates, operations
-from prefilter_common.benchmark.two_pass import FIRST_LENGTHS, choose_two_pass
+from prefilter_common.benchmark.two_pass import FIRST_LENGTHS, TwoPassNote, choose_two_pass
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.contract import Contract, TwoPass
@@ -94,7 +93,7 @@ def take_reference(directory: Path, data: Data, options: Options) -> Reference:
     assert isinstance(scorer.engine, TorchEngine)
     contract = read_contract(directory)
     two_pass: TwoPass | None = contract.two_pass if contract else None
-    note: dict[str, Any] = {}
+    note: TwoPassNote = {}
     if contract is None:
         note = {"reason": f"no {CONTRACT_FILE} to store its limits in; train the model again"}
     elif data.val and 2 in options.passes:
@@ -115,7 +114,7 @@ def take_reference(directory: Path, data: Data, options: Options) -> Reference:
     )
 
 
-def _choose_two_pass(scorer: Scorer, val: Sequence[Article], batch_size: int) -> tuple[TwoPass | None, dict[str, Any]]:
+def _choose_two_pass(scorer: Scorer, val: Sequence[Article], batch_size: int) -> tuple[TwoPass | None, TwoPassNote]:
     contract = scorer.contract
     lengths = [length for length in FIRST_LENGTHS if length < contract.max_length]
     first = {length: scorer.reading(length).score(val, batch_size) for length in lengths}

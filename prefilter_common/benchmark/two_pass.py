@@ -1,7 +1,7 @@
 """Which articles must be read in full? Limits on the score of a short first read, chosen on validation articles."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy.special import expit, logit
@@ -20,13 +20,21 @@ MIN_CUT = 20
 MIN_SAVED = 0.1
 
 
+class TwoPassNote(TypedDict, total=False):
+    """On the validation articles: shares of articles read in full and of tokens read, or why there is no first pass."""
+
+    read_in_full: float
+    tokens: float
+    reason: str
+
+
 def choose_two_pass(
     labels: np.ndarray,
     full: np.ndarray,
     short: Mapping[int, np.ndarray],
     n_tokens: np.ndarray,
     thresholds: Mapping[str, float],
-) -> tuple[TwoPass | None, dict[str, Any]]:
+) -> tuple[TwoPass | None, TwoPassNote]:
     """The first length and limits that read the fewest tokens of those that do not lower F1.
 
     A first read is final where its score, calibrated at its own length, lies at least a margin outside all operating
@@ -43,7 +51,8 @@ def choose_two_pass(
     Returns:
         The choice, or None, and a note on it: ``read_in_full`` and ``tokens``, as shares, or ``reason``.
     """
-    best, best_tokens = None, 1 - MIN_SAVED
+    best: tuple[TwoPass, TwoPassNote] | None = None
+    best_tokens = 1 - MIN_SAVED
     for length, first in short.items():
         cut = n_tokens > length
         if cut.sum() < MIN_CUT or len(np.unique(labels[cut])) < 2:

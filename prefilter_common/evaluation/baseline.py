@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -10,14 +10,31 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from prefilter_common.articles import Article, labels_of
+from prefilter_common.evaluation.sections import Quality, quality
 from prefilter_common.statistics.comparison import paired_f1_difference
-from prefilter_common.statistics.metrics import metrics_with_intervals
 
 log = logging.getLogger(__name__)
 
 # Chosen on validation articles among words, word pairs and characters, of whole and cut texts: the best with 1,512
 # training articles (F1 0.91, under 3 s), though words do better with the 280 of splits/ (0.86 against 0.82).
 BASELINE_CHARACTERS = 1_000
+
+
+class BaselineRow(Quality):
+    """The floor in the results."""
+
+    model: str
+    train_articles: int
+
+
+class FloorComparison(TypedDict):
+    """A model against the floor; the difference is positive where the model is better."""
+
+    f1_difference: float
+    f1_difference_interval: list[float]
+    p_bootstrap: float
+    beats: bool
+    beyond_chance: bool
 
 
 def baseline_scores(train: Sequence[Article], test: Sequence[Article]) -> np.ndarray:
@@ -32,7 +49,7 @@ def baseline_scores(train: Sequence[Article], test: Sequence[Article]) -> np.nda
 
 def baseline_row(
     train: Sequence[Article], articles: Sequence[Article], seed: int
-) -> tuple[dict[str, Any], np.ndarray] | None:
+) -> tuple[BaselineRow, np.ndarray] | None:
     """The floor's metrics and its (n,) decisions; None where the training articles are too few or have one label."""
     if len(np.unique(labels_of(train))) < 2:
         log.warning("no baseline: the training articles are all of one label")
@@ -42,11 +59,15 @@ def baseline_row(
     except ValueError as error:
         log.warning(f"no baseline: {error}")
         return None
-    row = {"model": "TF-IDF + logistic regression", "train_articles": len(train)}
-    return {**row, **metrics_with_intervals(labels_of(articles), scores, 0.5, seed)}, scores >= 0.5
+    row: BaselineRow = {
+        "model": "TF-IDF + logistic regression",
+        "train_articles": len(train),
+        **quality(labels_of(articles), scores, 0.5, seed),
+    }
+    return row, scores >= 0.5
 
 
-def against_floor(labels: np.ndarray, decisions: np.ndarray, floor: np.ndarray, seed: int) -> dict[str, Any]:
+def against_floor(labels: np.ndarray, decisions: np.ndarray, floor: np.ndarray, seed: int) -> FloorComparison:
     """Whether a model beats the baseline, and whether beyond chance."""
     gap, interval, p = paired_f1_difference(labels, decisions, floor, seed)
     return {

@@ -25,7 +25,7 @@ from prefilter_common.articles import Article
 from prefilter_common.cli import Parser, exit_code, fraction, positive_float
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.language import languages
-from prefilter_common.evaluation.slices import CHARACTERS, buckets, characters
+from prefilter_common.evaluation.slices import CHARACTER_EDGES, buckets, characters
 from prefilter_common.files import parse_json
 from prefilter_common.statistics.intervals import ratio_interval, stability_index
 from prefilter_common.statistics.metrics import as_interval
@@ -175,7 +175,7 @@ def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: f
         named = [[name if name in common else "other" for name in t] for t in (before.languages, now.languages)]
         changes.append(mix_change("languages", named[0], named[1], max_psi))
     if before.characters is not None and now.characters is not None:
-        lengths = [buckets(found, CHARACTERS) for found in (before.characters, now.characters)]
+        lengths = [buckets(found, CHARACTER_EDGES) for found in (before.characters, now.characters)]
         changes.append(mix_change("lengths", lengths[0], lengths[1], max_psi))
     return changes
 

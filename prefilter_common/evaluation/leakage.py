@@ -5,7 +5,7 @@ clusters stay small, and of 60 training articles with the second half replaced i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import NotRequired, TypedDict
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -13,14 +13,14 @@ from sklearn.feature_extraction.text import HashingVectorizer
 
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.evaluation.sections import Scored
-from prefilter_common.statistics.metrics import threshold_metrics
+from prefilter_common.statistics.metrics import ThresholdMetrics, threshold_metrics
 
 # Unrelated web pages of one language reach 0.45, pages generated from one template 0.5 to 0.7.
 NEAR_DUPLICATE = 0.65
 # Half of the shorter text, word for word, is in the longer one.
-CONTAINED = 0.5
+COPIED_SHARE = 0.5
 # Characters in a row that are compared: in a Chinese text a long phrase, elsewhere two or three words.
-SHINGLE = 12
+PHRASE_LENGTH = 12
 # A text with fewer is found only as an exact or a near duplicate: a headline of five words may be a coincidence.
 MIN_SHINGLES = 40
 # Articles compared at once with all others: keeps the similarities to 50,000 below 200 MB.
@@ -28,12 +28,45 @@ COMPARED_AT_ONCE = 500
 NOT_FOUND = "a paraphrase, a translation, and a text of fewer than 50 characters inside a longer one are not found"
 
 
+class SharedArticle(TypedDict):
+    """An article at ``position`` of one set that is also in another, there as ``train_id``; see ``shared_articles``."""
+
+    id: str | None
+    position: int
+    train_id: str | None
+    similarity: float
+    kind: str
+    same_label: bool
+
+
+# A model's metrics with and without the test articles that are in the training set.
+WithAndWithout = TypedDict("WithAndWithout", {"with": ThresholdMetrics, "without": ThresholdMetrics})
+
+
+class IntegritySection(TypedDict):
+    """What the splits share; what is not required is there where training articles are.
+
+    ``others`` are the articles that validation shares with the set in the key.
+    """
+
+    n_train: int
+    others: dict[str, list[SharedArticle]]
+    n_test: NotRequired[int]
+    n_exact: NotRequired[int]
+    n_near: NotRequired[int]
+    n_contained: NotRequired[int]
+    n_too_short: NotRequired[int]
+    not_found: NotRequired[str]
+    shared: NotRequired[list[SharedArticle]]
+    models: NotRequired[dict[str, WithAndWithout]]
+
+
 def integrity_section(
     train: Sequence[Article] | None,
     articles: Sequence[Article],
     models: Mapping[str, Scored],
     val: Sequence[Article] | None,
-) -> dict[str, Any] | None:
+) -> IntegritySection | None:
     """Which test articles occur in the training set too, every model's metrics with and without them, and whether
     validation articles occur in either. None where there is nothing to compare with."""
     others = {}
@@ -47,7 +80,7 @@ def integrity_section(
     keep = np.ones(len(articles), bool)
     keep[[row["position"] for row in shared]] = False  # not by id: two articles may have the same
     labels = labels_of(articles)
-    rows = {}
+    rows: dict[str, WithAndWithout] = {}
     for name, model in models.items():
         (with_them,) = threshold_metrics(labels, model.scores, [model.threshold])
         (without,) = threshold_metrics(labels[keep], model.scores[keep], [model.threshold])
@@ -56,7 +89,9 @@ def integrity_section(
     return {
         "n_train": len(train),
         "n_test": len(articles),
-        **{f"n_{kind}": kinds.count(kind) for kind in ("exact", "near", "contained")},
+        "n_exact": kinds.count("exact"),
+        "n_near": kinds.count("near"),
+        "n_contained": kinds.count("contained"),
         "n_too_short": sum(len(_shingles(text)) < MIN_SHINGLES for text in _texts(articles, None)),
         "not_found": NOT_FOUND,
         "shared": shared,
@@ -65,7 +100,7 @@ def integrity_section(
     }
 
 
-def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[dict]:
+def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[SharedArticle]:
     """The test articles that also occur in ``train``, exactly, nearly or in part, with the most similar one there.
 
     Near: the cosine between the sets of five-character sequences within words, over the first 5,000 characters of each
@@ -80,7 +115,7 @@ def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[d
     seen = csr_matrix(vectorizer.transform(_texts(train, 5_000))).T.tocsr()
     exact = {_plain(text): a for text, a in zip(_texts(train, None), train, strict=True)}
     contained = _containment(_texts(train, None), _texts(test, None))
-    found = []
+    found: list[SharedArticle] = []
     for start in range(0, len(test), COMPARED_AT_ONCE):
         part = test[start : start + COMPARED_AT_ONCE]
         similar = vectorizer.transform(_texts(part, 5_000)) @ seen
@@ -92,7 +127,7 @@ def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[d
                 kind, similarity, other = "exact", 1.0, twin
             elif cosine >= NEAR_DUPLICATE:
                 kind, similarity, other = "near", round(min(cosine, 1.0), 4), train[row.indices[row.data.argmax()]]
-            elif share >= CONTAINED:
+            elif share >= COPIED_SHARE:
                 kind, similarity, other = "contained", round(share, 4), train[source]
             else:
                 continue
@@ -132,11 +167,11 @@ def _containment(train: Sequence[str], test: Sequence[str]) -> list[tuple[float,
 def _shingles(text: str) -> np.ndarray:
     """The distinct hashes of all sequences of 12 characters, sorted."""
     codes = np.frombuffer(_plain(text).encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
-    if len(codes) < SHINGLE:
+    if len(codes) < PHRASE_LENGTH:
         return np.empty(0, np.uint64)
-    hashes = np.zeros(len(codes) - SHINGLE + 1, np.uint64)
-    for i in range(SHINGLE):  # arithmetic modulo 2^64
-        hashes = hashes * np.uint64(1_099_511_628_211) + codes[i : len(codes) - SHINGLE + 1 + i]
+    hashes = np.zeros(len(codes) - PHRASE_LENGTH + 1, np.uint64)
+    for i in range(PHRASE_LENGTH):  # arithmetic modulo 2^64
+        hashes = hashes * np.uint64(1_099_511_628_211) + codes[i : len(codes) - PHRASE_LENGTH + 1 + i]
     return np.unique(hashes)
 
 

@@ -1,13 +1,16 @@
 """From the test set to production: precision where commerce is rare, what is blocked of 1,000 articles, and whose."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
 from prefilter_common.articles import JOURNALISM, Article, labels_of
 from prefilter_common.evaluation.sections import Scored
 from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, crossed_slices
+from prefilter_common.evaluation.traffic.audit import AuditSection
+from prefilter_common.evaluation.traffic.rows import FlagRate
+from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.statistics.intervals import effective_size
 from prefilter_common.statistics.metrics import as_interval, counts_at, wilson
 from prefilter_common.statistics.operating_points import DEFAULT, MAX_BLOCKED
@@ -32,6 +35,14 @@ class Estimate(TypedDict):
     share: float | None
     interval: list[float] | None
     warning: str | None
+
+
+class Share(TypedDict):
+    """A share of commerce to show, with its interval where it is not assumed."""
+
+    share: float
+    interval: list[float] | None
+    source: str
 
 
 class PanelRow(TypedDict):
@@ -63,16 +74,33 @@ class BlockedRow(TypedDict):
     enough: bool
 
 
+class ProductionRow(TypedDict):
+    """What one model would do in production; ``blocked`` has the worst slice first."""
+
+    prevalence_estimate: Estimate | None
+    panel: list[PanelRow]
+    blocked: list[BlockedRow]
+
+
+class ProductionSection(TypedDict):
+    """That of every model; ``journalism_needed`` by assumed share of commerce."""
+
+    assumed: list[float]
+    costs: Costs | None
+    journalism_needed: dict[str, int]
+    models: dict[str, ProductionRow]
+
+
 def production_section(
     test: Sequence[Article],
     models: Mapping[str, Scored],
-    traffic: Mapping[str, Any] | None,
+    traffic: TrafficSection | None,
     copies: np.ndarray | None,
-    audit: Mapping[str, Any] | None,
+    audit: AuditSection | None,
     assumed: Sequence[float],
     target_precision: float,
     costs: Costs | None,
-) -> dict[str, Any]:
+) -> ProductionSection:
     """For each model and operating point, what it would do at each share of commerce.
 
     Args:
@@ -82,15 +110,15 @@ def production_section(
     """
     labels = labels_of(test)
     n_effective = 0.0 if copies is None else effective_size(copies)
-    rows = {}
+    rows: dict[str, ProductionRow] = {}
     for name, model in models.items():
         rate = traffic and traffic["flag_rates"][name][DEFAULT]
         estimate = _estimate(labels, model, rate, n_effective)
-        shares: list[dict[str, Any]] = [{"share": share, "source": "assumed", "interval": None} for share in assumed]
+        shares: list[Share] = [{"share": share, "source": "assumed", "interval": None} for share in assumed]
         if estimate and estimate["share"] is not None:
-            shares.append({**estimate, "source": ESTIMATED})
-        if audit and name in audit["models"]:
-            found = audit["models"][name]
+            shares.append({"share": estimate["share"], "interval": estimate["interval"], "source": ESTIMATED})
+        found = audit["models"].get(name) if audit else None
+        if found and found["prevalence"] is not None:
             shares.append({
                 "share": found["prevalence"], "interval": found["intervals"]["prevalence"], "source": AUDITED,
             })  # fmt: skip
@@ -142,7 +170,7 @@ def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: fl
     return round(float(candidates[total.argmax()]), 6)
 
 
-def _estimate(labels: np.ndarray, model: Scored, rate: Mapping[str, Any] | None, n_effective: float) -> Estimate | None:
+def _estimate(labels: np.ndarray, model: Scored, rate: FlagRate | None, n_effective: float) -> Estimate | None:
     """The share of commerce in the traffic, from the flag rate; with a warning where it cannot be believed."""
     if not rate:
         return None
@@ -163,7 +191,7 @@ def _estimate(labels: np.ndarray, model: Scored, rate: Mapping[str, Any] | None,
 
 
 def _panel_row(
-    labels: np.ndarray, scores: np.ndarray, point: str, threshold: float, share: Mapping[str, Any], costs: Costs | None
+    labels: np.ndarray, scores: np.ndarray, point: str, threshold: float, share: Share, costs: Costs | None
 ) -> PanelRow:
     confusion = confusion_at(labels, scores, threshold)
     prevalence = share["share"]
@@ -204,7 +232,7 @@ def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[BlockedRow]
     return sorted(rows, key=lambda row: (not row["enough"], -row["rate"], -row["n_journalism"]))
 
 
-def production_warnings(section: Mapping[str, Any]) -> list[str]:
+def production_warnings(section: ProductionSection) -> list[str]:
     """Why an estimate is missing, one sentence each."""
     return [
         f"{name}: {row['prevalence_estimate']['warning']}"

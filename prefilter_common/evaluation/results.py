@@ -6,24 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from prefilter_common.articles import labels_of
-from prefilter_common.evaluation import sections
 from prefilter_common.evaluation.baseline import against_floor, baseline_row
-from prefilter_common.evaluation.choice.rules import choose
-from prefilter_common.evaluation.leakage import integrity_section
+from prefilter_common.evaluation.choice.rules import Choice, choose
+from prefilter_common.evaluation.leakage import IntegritySection, integrity_section
 from prefilter_common.evaluation.production import production_section, production_warnings
+from prefilter_common.evaluation.report.content import Compared, Results, Sections
 from prefilter_common.evaluation.report.page import write_page
-from prefilter_common.evaluation.run import Data, Options
-from prefilter_common.evaluation.sections import Scored
+from prefilter_common.evaluation.run import Data, ErrorRow, ModelRow, Options
+from prefilter_common.evaluation.sections import Scored, worst_errors
 from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
 from prefilter_common.evaluation.traffic.flags import main_language
+from prefilter_common.evaluation.traffic.section import TrafficSection, traffic_section
 from prefilter_common.files import write_json, write_json_lines
 from prefilter_common.statistics.comparison import compare_with_best
+from prefilter_common.statistics.operating_points import BEST_F1, DEFAULT, HIGH_PRECISION, MAX_BLOCKED
+from prefilter_common.statistics.prevalence import journalism_needed
 
 RESULTS_FILE, PAGE_FILE = "evaluation_results.json", "report.html"
 
 
-def compare(data: Data, models: Mapping[str, Scored], rows: Mapping[str, dict[str, Any]], options: Options) -> dict:
+def compare_models(
+    data: Data, models: Mapping[str, Scored], rows: Mapping[str, ModelRow | ErrorRow], options: Options
+) -> Compared:
     """The results: ``rows``, to each of which ``floor`` is added, and the sections on what several models show.
 
     Writes the review queues and the audit samples.
@@ -46,8 +51,8 @@ def compare(data: Data, models: Mapping[str, Scored], rows: Mapping[str, dict[st
     production = production_section(
         data.test, models, traffic, copies, audit, options.prevalence, options.target_precision, options.costs
     )
-    warnings = sections.warnings_of(integrity, traffic, models, options.prevalence[0], options.target_precision)
-    return conclude({
+    f1 = {name: row["f1"] for name, row in rows.items() if "error" not in row}
+    found: Sections = {
         "_settings": {
             "target_precision": options.target_precision,
             "prevalence": list(options.prevalence),
@@ -57,35 +62,73 @@ def compare(data: Data, models: Mapping[str, Scored], rows: Mapping[str, dict[st
         },
         "_test": {"n_articles": len(labels), "n_commerce": int(labels.sum())},
         "_baseline": baseline and baseline[0],
-        "_comparison": compare_with_best(labels, decisions, {name: rows[name]["f1"] for name in models}, seed),
+        "_comparison": compare_with_best(labels, decisions, f1, seed),
         "_integrity": integrity,
         "_traffic": traffic,
         "_production": production,
         "_audit": audit,
-        "_warnings": warnings + production_warnings(production),
-        "_worst_errors": {name: sections.worst_errors(data.test, model) for name, model in models.items()},
-        **{name: {**row, "floor": floors[name]} if name in models else row for name, row in rows.items()},
-    })  # fmt: skip
+        "_warnings": evaluation_warnings(integrity, traffic, models, options) + production_warnings(production),
+        "_worst_errors": {name: worst_errors(data.test, model) for name, model in models.items()},
+        "models": {name: row if "error" in row else {**row, "floor": floors[name]} for name, row in rows.items()},
+    }
+    return {**found, "_choice": choice_of(found)}
 
 
-def _traffic(data: Data, models: Mapping[str, Scored], options: Options) -> dict[str, Any]:
+def _traffic(data: Data, models: Mapping[str, Scored], options: Options) -> TrafficSection:
     assert data.traffic
     pair: Sequence[str] | None = options.traffic_models
     if pair and not set(pair) <= set(models):
         pair = ()  # one of them could not be evaluated
     labelled = [*data.test, *(data.audit.articles if data.audit and data.audit.random else [])]
-    section, files = sections.traffic_section(data.traffic, labelled, models, pair, options.audit, options.seed)
+    section, files = traffic_section(data.traffic, labelled, models, pair, options.audit, options.seed)
     for name, rows in files.items():
         write_json_lines(options.output / f"{name}.jsonl", rows)
     return section
 
 
-def conclude(results: dict[str, Any]) -> dict[str, Any]:
-    """The results with ``_choice``, which follows from the rest of them."""
-    rows = {name: row for name, row in results.items() if not name.startswith("_") and "error" not in row}
+def evaluation_warnings(
+    integrity: IntegritySection | None, traffic: TrafficSection | None, models: Mapping[str, Scored], options: Options
+) -> list[str]:
+    """What a reader of the figures must know, one sentence each."""
+    found = []
+    if integrity and integrity.get("shared"):
+        counts = f"{integrity['n_exact']} exact, {integrity['n_near']} near, {integrity['n_contained']} contained"
+        ids = ", ".join(str(row["id"]) for row in integrity["shared"][:5])
+        found.append(f"copies of training articles in the test set ({counts}): {ids}")
+    for where, rows in integrity["others"].items() if integrity else ():
+        if rows:
+            found.append(f"{len(rows)} {where}: {', '.join(str(row['id']) for row in rows[:5])}")
+    for row in traffic["uncovered"] if traffic else []:
+        found.append(
+            f"{row['traffic_share']:.0%} of the traffic is {row['by']} {row['value']}; the test set {row['lacks']}"
+        )
+    bare = [name for name, model in models.items() if model.validation is None and set(model.thresholds) == {DEFAULT}]
+    if bare:
+        found.append(f"only the default threshold for {', '.join(bare)}: no validation scores, pass --val-data")
+    chosen = {name: model for name, model in models.items() if model.validation is not None}
+    without = [name for name, model in chosen.items() if BEST_F1 not in model.thresholds]
+    if without:
+        found.append(
+            f"no best_f1 threshold for {', '.join(without)}: each blocks more than {MAX_BLOCKED:.0%} of the journalism "
+            "among the validation articles"
+        )
+    without = [name for name, model in chosen.items() if HIGH_PRECISION not in model.thresholds]
+    if without:
+        prevalence, target = options.prevalence[0], options.target_precision
+        found.append(
+            f"no high_precision threshold for {', '.join(without)}: the validation articles show none with "
+            f"{target:.0%} precision where {prevalence:.1%} is commerce; about "
+            f"{journalism_needed(prevalence, target):,} journalism articles without a false alarm would"
+        )
+    return found
+
+
+def choice_of(results: Sections) -> Choice:
+    """The choice, which follows from the rest of the results."""
+    rows = {name: row for name, row in results["models"].items() if "error" not in row}
     output = Path(results["_settings"]["output"])
-    queued = (results["_traffic"] or {"review_queue": {}})["review_queue"]
-    choice = choose(
+    queued = results["_traffic"]["review_queue"] if results["_traffic"] else {}
+    return choose(
         {
             name: {
                 "operating_points": row["operating_points"],
@@ -99,7 +142,6 @@ def conclude(results: dict[str, Any]) -> dict[str, Any]:
         results["_audit"],
         {name: (output / f"review_queue_{name}.jsonl").as_posix() for name, n in queued.items() if n},
     )
-    return {**results, "_choice": choice}
 
 
 def refresh_latency(output: Path, model: str, cpu_ms: float) -> bool:
@@ -109,16 +151,20 @@ def refresh_latency(output: Path, model: str, cpu_ms: float) -> bool:
     """
     path = output / RESULTS_FILE
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        results[model]["f1"], results["_worst_errors"]
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
+        found[model]["f1"], found["_worst_errors"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    results[model]["cpu_benchmark_ms"] = cpu_ms
-    write_results(output, conclude(results))
+    found[model]["cpu_benchmark_ms"] = cpu_ms
+    found["models"] = {name: found.pop(name) for name in list(found) if not name.startswith("_")}
+    results: Results = found
+    results["_choice"] = choice_of(results)
+    write_results(output, results)
     return True
 
 
-def write_results(output: Path, results: dict[str, Any]) -> None:
+def write_results(output: Path, results: Results) -> None:
     """Write ``evaluation_results.json`` and ``report.html``."""
-    write_json(output / RESULTS_FILE, results)
+    others = {key: value for key, value in results.items() if key not in ("models", "_choice")}
+    write_json(output / RESULTS_FILE, {**others, **results["models"], "_choice": results["_choice"]})
     write_page(output / PAGE_FILE, results)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import NotRequired, TypedDict, final
 
 import numpy as np
 
@@ -13,7 +13,8 @@ from prefilter_common.articles import Article, labels_of, spread_by_length
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation import sections
-from prefilter_common.evaluation.sections import Scored
+from prefilter_common.evaluation.baseline import FloorComparison
+from prefilter_common.evaluation.sections import QualityRow, Scored
 from prefilter_common.evaluation.traffic.audit import Audit
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import (
@@ -69,35 +70,65 @@ class Options:
     audit: tuple[int, int] | None = None
 
 
+@final
+class ModelRow(QualityRow):
+    """What running one model showed: quality, and milliseconds for one article at a time, of ``latency_articles``.
+
+    ``cpu_benchmark_ms`` is the benchmark's, None where it has not run; ``floor`` is added once the models are compared,
+    None without a baseline.
+    """
+
+    avg_inference_ms: float
+    p50_inference_ms: float
+    p95_inference_ms: float
+    latency_articles: int
+    cpu_benchmark_ms: float | None
+    n_articles: int
+    engine: str
+    device: str
+    max_length: int
+    floor: NotRequired[FloorComparison | None]
+
+
+@final
+class ErrorRow(TypedDict):
+    """Why a model could not be evaluated."""
+
+    error: str
+
+
 def evaluate_each(
     directories: Sequence[Path], data: Data, options: Options
-) -> tuple[dict[str, Scored], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Scored], dict[str, ModelRow | ErrorRow]]:
     """Run every model and write its predictions.
 
-    Returns its scores, where it has some, and its row of the results, which may be an ``error``. Raises OSError where
-    the predictions cannot be written, which is no fault of the model: results of an earlier run are not replaced then.
+    Returns its scores, where it has some, and its row of the results, except in processes other than the main one.
+    Raises OSError where the predictions cannot be written, which is no fault of the model: results of an earlier run
+    are not replaced then.
     """
-    models, rows = {}, {}
+    models: dict[str, Scored] = {}
+    rows: dict[str, ModelRow | ErrorRow] = {}
     for number, directory in enumerate(directories, start=1):
         log.info(f"model {number}/{len(directories)}: {directory}")
         try:
-            models[directory.name], rows[directory.name] = evaluate(directory, data, options)
+            models[directory.name], row = evaluate(directory, data, options)
         except Exception as error:
             # Whatever is wrong with one directory, the others must still be evaluated.
             log.error(f"{directory.name}: {summary_of(error)}")
             log.debug("", exc_info=True)
             rows[directory.name] = {"error": f"{type(error).__name__}: {error}"}
         else:
-            if is_main_process():
+            if row is not None:
+                rows[directory.name] = row
                 path = options.output / "predictions" / f"{directory.name}.jsonl"
                 write_predictions(path, data.test, models[directory.name].scores)
     return models, rows
 
 
-def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, dict[str, Any]]:
+def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, ModelRow | None]:
     """Run one model on all articles; write its operating points.
 
-    Returns its scores and its row of the results, which is empty except in the main process.
+    Returns its scores and its row of the results, which is None except in the main process.
     """
     scorer = Scorer.load(directory, engine=options.engine)
     contract = scorer.contract
@@ -117,13 +148,15 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, dic
         audited=audited,
         validation=validation,
     )
-    row = {}
+    row: ModelRow | None = None
     if is_main_process():  # only one process measures; the rest wait
         tokenize, forward = time_single_articles(scorer, spread_by_length(data.test, options.latency_samples))
         latency = latency_summary(tokenize + forward)
         row = {
             **sections.model_row(data.test, model, options.seed, data.train),
-            **{f"{name}_inference_ms": latency[f"{name}_ms"] for name in ("avg", "p50", "p95")},
+            "avg_inference_ms": latency["avg_ms"],
+            "p50_inference_ms": latency["p50_ms"],
+            "p95_inference_ms": latency["p95_ms"],
             "latency_articles": len(forward),
             "cpu_benchmark_ms": cpu_benchmark_ms(directory),
             "n_articles": len(data.test),

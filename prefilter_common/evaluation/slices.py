@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy.stats import fisher_exact
 
-from prefilter_common.articles import COMMERCE, Article
-from prefilter_common.evaluation.language import UNKNOWN, languages
+from prefilter_common.articles import COMMERCE, UNKNOWN, Article
+from prefilter_common.evaluation.language import languages
 from prefilter_common.statistics.comparison import ALPHA, holm
 from prefilter_common.statistics.metrics import MetricsRow, threshold_metrics
 
-CHARACTERS = (100, 250, 500, 1000, 2000)
-TOKENS = (32, 64, 128, 256, 512)
+CHARACTER_EDGES = (100, 250, 500, 1000, 2000)
+TOKEN_EDGES = (32, 64, 128, 256, 512)
 # With fewer articles an interval spans 30 points or more: too wide to call a slice good or bad.
 MIN_ARTICLES = 20
 SHORT = 250  # characters; most of what a feed delivers
@@ -44,6 +44,19 @@ class SliceRow(MetricsRow):
     errors: int
     enough: bool
     p_adjusted: float | None
+
+
+class WorstSlice(TypedDict):
+    """The slice with the lowest accuracy; ``beyond_chance`` where its errors are more than those of the rest."""
+
+    by: str
+    value: str
+    n: int
+    errors: int
+    accuracy: float
+    p_adjusted: float | None
+    accuracy_interval: list[float]
+    beyond_chance: bool
 
 
 def characters(articles: Sequence[Article]) -> np.ndarray:
@@ -89,7 +102,7 @@ def article_slices(articles: Sequence[Article]) -> list[Slice]:
     """By properties of the article, whatever the model: language, characters, source."""
     return [
         *slices_by("language", languages(articles)),
-        *length_slices("characters", characters(articles), CHARACTERS),
+        *length_slices("characters", characters(articles), CHARACTER_EDGES),
         *slices_by("source", [a.source or UNKNOWN for a in articles]),
     ]
 
@@ -104,7 +117,7 @@ def held_out_slices(articles: Sequence[Article], train: Sequence[Article]) -> li
 def token_slices(n_tokens: np.ndarray, max_length: int) -> list[Slice]:
     """By what the model reads: (n,) tokens of each article before it is cut at ``max_length``."""
     cut = ["cut" if n > max_length else "whole" for n in n_tokens]
-    return [*length_slices("tokens", n_tokens, TOKENS), *slices_by("read", cut)]
+    return [*length_slices("tokens", n_tokens, TOKEN_EDGES), *slices_by("read", cut)]
 
 
 def slice_metrics(labels: np.ndarray, scores: np.ndarray, threshold: float, slices: Sequence[Slice]) -> list[SliceRow]:
@@ -146,7 +159,7 @@ def _p_of_rest(row: SliceRow, errors: int, n: int) -> float:
     return float(fisher_exact([inside, [errors - inside[0], n - errors - inside[1]]], alternative="greater").pvalue)
 
 
-def worst_slice(rows: Sequence[SliceRow]) -> dict[str, Any] | None:
+def worst_slice(rows: Sequence[SliceRow]) -> WorstSlice | None:
     """The slice with the lowest accuracy of those large enough; None where none of them has an error.
 
     Accuracy, because F1 means nothing in a slice without commerce. Of equally bad slices, the largest.

@@ -95,7 +95,8 @@ def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
 
 def deployed(directory: Path) -> list[str]:
     """The files that a deployment needs, relative to the model directory, sorted."""
-    engine = str(read_recommendation(directory).get("engine", "")).replace("bf16", "fp32")  # the same converted model
+    recommended = read_recommendation(directory)
+    engine = recommended["engine"].replace("bf16", "fp32") if recommended else ""  # bf16 is the same converted model
     folder = directory / engine
     if engine and "/" not in engine and folder.is_dir():
         kept = [path for path in folder.rglob("*") if path.is_file()]

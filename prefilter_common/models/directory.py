@@ -39,6 +39,15 @@ CARD_FILE = "README.md"
 RECOMMENDATION_FILE = "cpu_benchmark.json"
 
 
+class Recommendation(TypedDict):
+    """What others read of ``cpu_benchmark.json``: mean milliseconds per article, and how to run the model."""
+
+    avg_ms: float
+    engine: str
+    max_length: int
+    passes: int
+
+
 class PredictionRow(TypedDict):
     """One line of ``predictions/<model>.jsonl`` and of the validation predictions."""
 
@@ -163,25 +172,30 @@ def write_predictions(path: Path, articles: Sequence[Article], scores: np.ndarra
     write_json_lines(path, rows)
 
 
-def read_recommendation(directory: Path) -> dict[str, Any]:
-    """What the benchmark recommends; empty where it has not run or, with a warning, its file is unreadable."""
+def read_recommendation(directory: Path) -> Recommendation | None:
+    """What the benchmark recommends; None where it has not run or, with a warning, its file is unreadable.
+
+    Neither keys nor values are checked: earlier versions wrote others.
+    """
     if not (directory / RECOMMENDATION_FILE).exists():
-        return {}
+        return None
     try:
-        return read_record(directory / RECOMMENDATION_FILE)
+        record: Any = read_record(directory / RECOMMENDATION_FILE)
     except InputError as error:
         log.warning(str(error))
-        return {}
+        return None
+    return record
 
 
-def write_recommendation(directory: Path, row: Mapping[str, Any]) -> None:
+def write_recommendation(directory: Path, row: Recommendation) -> None:
     """Write ``cpu_benchmark.json``."""
     write_json(directory / RECOMMENDATION_FILE, row)
 
 
 def cpu_benchmark_ms(directory: Path) -> float | None:
     """Mean milliseconds per article on the CPU, as the benchmark measured it; None where it has not."""
-    ms = read_recommendation(directory).get("avg_ms")
+    found = read_recommendation(directory)
+    ms = found.get("avg_ms") if found else None
     return float(ms) if isinstance(ms, int | float) and ms is not True and 0 < ms < sys.float_info.max else None
 
 

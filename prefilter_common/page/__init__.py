@@ -5,7 +5,7 @@ not belong here: what a page says.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,6 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else f"{value:.{digits}%}"
 
 
-def span(interval: tuple[float, float] | None, digits: int = 0) -> str:
+def span(interval: Sequence[float] | None, digits: int = 0) -> str:
     """An interval of fractions, in per cent."""
     return "–" if interval is None else f"{100 * interval[0]:.{digits}f}–{100 * interval[1]:.{digits}f}"

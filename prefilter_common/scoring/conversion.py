@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from tokenizers import Tokenizer
 
@@ -35,6 +35,27 @@ ENGINE_FILE = "engine.json"
 CALIBRATION_ARTICLES = 100
 ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 ONNX_OPSET = 17
+
+
+class ConversionDetails(TypedDict, total=False):
+    """What converted a model: versions of the packages, and the articles that calibrated int8."""
+
+    openvino: str
+    nncf: str
+    calibration_articles: int
+    onnxruntime: str
+    onnx: str
+
+
+class ConversionRecord(ConversionDetails):
+    """``engine.json`` of a converted model; ``source`` and ``files`` map file names to sha256."""
+
+    engine: str
+    max_length: int
+    max_positions: int
+    pad_token_id: int
+    source: dict[str, str]
+    files: dict[str, str]
 
 
 def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, device: str = "cpu") -> Path | None:
@@ -73,7 +94,7 @@ def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, 
         details = convert_to(checkpoint, partial, int8, tokenizer, train or ())
         tokenizer.save(partial / "tokenizer.json")
         written = [path for path in sorted(partial.iterdir()) if path.suffix in ENGINE_SUFFIXES]
-        record = {
+        record: ConversionRecord = {
             "engine": folder.name,
             "max_length": checkpoint.contract.max_length,
             "max_positions": max_positions(checkpoint.model.config),
@@ -106,7 +127,8 @@ def load_converted(folder: Path) -> tuple[ArticleTokenizer, Contract]:
 
     Neither needs PyTorch. Raises InputError for a contract that is not valid, or is another model's.
     """
-    record = read_record(folder / ENGINE_FILE)
+    found: Any = read_record(folder / ENGINE_FILE)
+    record: ConversionRecord = found  # is_current has checked it
     tokenizer = ArticleTokenizer(Tokenizer.from_file(str(folder / "tokenizer.json")), record["pad_token_id"])
     contract = read_contract(folder.parent) or Contract(max_length=record["max_length"])
     if contract.max_length > record["max_positions"]:
@@ -127,7 +149,7 @@ def fingerprints(directory: Path) -> dict[str, str]:
 
 def _to_openvino(
     checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
-) -> dict[str, Any]:
+) -> ConversionDetails:
     import openvino
     import torch
 
@@ -135,7 +157,7 @@ def _to_openvino(
     inputs = [(name, [-1, -1]) for name in example]
     with torch.no_grad():
         model = openvino.convert_model(module, example_input=example, input=inputs)
-    details: dict[str, Any] = {"openvino": openvino.__version__}
+    details: ConversionDetails = {"openvino": openvino.__version__}
     if int8:
         articles = capped(train, CALIBRATION_ARTICLES)
         model = _quantize(model, articles, tokenizer, checkpoint.contract.max_length)
@@ -168,7 +190,7 @@ def _quantize(
 
 def _to_onnxruntime(
     checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
-) -> dict[str, Any]:
+) -> ConversionDetails:
     import onnx
     import onnxruntime
     import torch

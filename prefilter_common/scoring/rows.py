@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, NotRequired, TypedDict
+from typing import BinaryIO, NotRequired, TypedDict
 
 from prefilter_common.articles import Article, read_articles
 from prefilter_common.errors import InputError
@@ -38,9 +38,9 @@ class Run:
     threshold: str
     batch_size: int
 
-    def made_with(self) -> dict[str, Any]:
+    def made_with(self) -> dict[str, object]:
         """What the rows depend on, as plain JSON values: name -> value, or the beginning of the sha256 of a file."""
-        record: dict[str, Any] = {"input": file_fingerprint(self.articles)["sha256"][:12]}
+        record: dict[str, object] = {"input": file_fingerprint(self.articles)["sha256"][:12]}
         for scorer, directory in zip(self.scorers, self.directories, strict=True):
             prefix = "" if scorer is self.scorers[0] else "shadow "
             model = fingerprints(scorer.engine.name.folder(directory) or directory)
@@ -81,7 +81,7 @@ class Summary(TypedDict):
     differ: NotRequired[int]  # articles that model and shadow decide differently
 
 
-def require_same_run(folder: Path, record: dict[str, Any]) -> None:
+def require_same_run(folder: Path, record: dict[str, object]) -> None:
     """Raise InputError when ``folder`` has rows that were not made with ``record``; else store it there."""
     path, rows = folder / MADE_WITH_FILE, folder / ROWS_FILE
     if not rows.exists() or not rows.stat().st_size:

@@ -95,7 +95,9 @@ class Scorer:
     def _recommended(cls, directory: Path, threads: int | None) -> "Scorer | None":
         """What the benchmark recommends; None where it has not run, or with a warning where that is unavailable."""
         found = read_recommendation(directory)
-        name, max_length, passes = (found.get(key) for key in ("engine", "max_length", "passes"))
+        if found is None:
+            return None
+        name, max_length, passes = found.get("engine"), found.get("max_length"), found.get("passes")
         if not (isinstance(name, str) and type(max_length) is int and max_length >= 1 and passes in (1, 2)):
             return None  # not benchmarked yet, or by an earlier version of the benchmark
         try:

@@ -20,6 +20,7 @@ from prefilter_common.splits.cleaning import ScoreRule
 if TYPE_CHECKING:
     from prefilter_common.splits.audit.run import AuditOptions
     from prefilter_common.splits.build import BuildOptions
+    from prefilter_common.splits.manifest import Manifest, MergeRecord
     from prefilter_common.splits.merge import MergeOptions
 
 
@@ -108,15 +109,15 @@ def run_build(options: "BuildOptions", argv: Sequence[str]) -> int:
     return 0
 
 
-def print_splits(manifest: dict[str, Any], record: dict[str, Any]) -> None:
+def print_splits(manifest: "Manifest", record: "Manifest | MergeRecord") -> None:
     """Print the sizes of the splits, the counts of rows in ``record``, and both again as one line of JSON."""
     rows = [["split", "articles", "commerce", "journalism"]]
     for name, split in manifest["splits"].items():
         rows.append([name, *(f"{n:,}" for n in (split["rows"], *reversed(split["labels"].values())))])
     print(table(rows))
     print()
-    for what in ("discarded", "repaired"):
-        for reason, n in record[f"{what}_rows"].items():
+    for what, numbers in (("discarded", record["discarded_rows"]), ("repaired", record["repaired_rows"])):
+        for reason, n in numbers.items():
             print(f"{what} rows, {reason}: {n:,}")
     counts = {key: value for key, value in record.items() if key.endswith("_rows") and key != "repaired_rows"}
     sizes = {name: split["rows"] for name, split in manifest["splits"].items()}

@@ -3,10 +3,9 @@
 import logging
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 from prefilter_common.articles import COMMERCE, JOURNALISM, LABEL_NAMES, Article
 from prefilter_common.errors import InputError
@@ -34,6 +33,8 @@ from prefilter_common.splits.cleaning import (
 from prefilter_common.splits.grouping import divide, in_order
 from prefilter_common.splits.manifest import (
     CLEANING,
+    BuildSettings,
+    Manifest,
     check_folder,
     discarded_by_reason,
     made_by,
@@ -62,7 +63,7 @@ class BuildOptions:
     overwrite: bool = False
 
 
-def build(options: BuildOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
+def build(options: BuildOptions, argv: Sequence[str] = ()) -> Manifest:
     """Read, label, split and write. Returns the manifest. Raises InputError before anything is written."""
     check_options(options)
     rows = drop_repeated(label_rows(read_rows(options.inputs), options.rule))
@@ -86,7 +87,7 @@ def build(options: BuildOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
     chosen = {name: [articles[i] for i in order if division.splits[i] == split] for split, name in enumerate(NAMES)}
     check_splits(chosen)
     written = sum(map(len, chosen.values()))
-    manifest = {
+    manifest: Manifest = {
         **made_by(argv),
         "inputs": [file_fingerprint(path) for path in options.inputs],
         "settings": describe_settings(options),
@@ -227,11 +228,12 @@ def check_splits(splits: dict[str, list[Article]]) -> None:
             )
 
 
-def describe_settings(options: BuildOptions) -> dict[str, Any]:
+def describe_settings(options: BuildOptions) -> BuildSettings:
     """The settings that decide labels and splits, as plain JSON values."""
     return {
-        **asdict(options.rule),
+        "commerce_from": options.rule.commerce_from,
+        "journalism_below": options.rule.journalism_below,
         "group_by": options.group_by,
-        "test_after": options.test_after and options.test_after.isoformat(),
+        "test_after": options.test_after.isoformat() if options.test_after else None,
         "seed": options.seed,
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from datetime import date, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import ftfy
 from inscriptis import get_text
@@ -23,7 +23,7 @@ INVALID, NO_TEXT, NO_SCORE, MIDDLE, REPEATED = (
     "invalid line", "missing text", "no score", "score in the middle", "repeated row",
 )  # fmt: skip
 DATE_KEYS = ("published_date", "published", "date", "pubDate")
-MOJIBAKE, HTML, CHARACTERS, LABEL, ID = "mojibake", "html", "characters", "label", "id"
+MOJIBAKE, HTML, BROKEN_CHARACTERS, LABEL, ID = "mojibake", "html", "characters", "label", "id"
 # ``read_articles`` gives this to an article without an id. It identifies a line of one file, not an article.
 LINE_ID = re.compile(r"line-\d+")
 # Fix only errors: typographic quotes and Chinese full-width punctuation are correct.
@@ -83,6 +83,22 @@ class Row:
         return replace(self, reason=reason, detail=detail)
 
 
+class RowFate(TypedDict, total=False):
+    """Why a row is discarded, and what explains that or a repair."""
+
+    discarded: str
+    detail: str
+
+
+class CleaningRow(RowFate):
+    """One line of ``cleaning.jsonl``: a row that was discarded or changed."""
+
+    file: str
+    line: int
+    id: str | None
+    repaired: list[str]
+
+
 def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
     """One cleaned row per non-blank line. Raises InputError for a file that is empty or cannot be read."""
     for path in paths:
@@ -139,7 +155,7 @@ def clean_text(text: str) -> tuple[str, set[str]]:
         repairs.add(HTML)
     fixed = ftfy.fix_text(plain, FTFY)
     if fixed != plain:
-        repairs.add(CHARACTERS)
+        repairs.add(BROKEN_CHARACTERS)
     return fixed.strip(), repairs
 
 
@@ -215,3 +231,14 @@ def published(article: Article) -> date | None:
             with suppress(ValueError, TypeError):
                 return parse(value.strip()).date()
     return None
+
+
+def report_of(row: Row) -> CleaningRow:
+    """What ``cleaning.jsonl`` says of a row that was discarded or changed."""
+    fate: RowFate = {}
+    if row.reason:
+        fate["discarded"] = row.reason
+    if row.reason or row.detail:
+        fate["detail"] = row.detail
+    article_id = row.article.id if row.article else None
+    return {"file": row.file, "line": row.line, "id": article_id, **fate, "repaired": list(row.repairs)}

@@ -19,7 +19,7 @@ from prefilter_common.splits.shingles import ShingleSets, changes, common, norma
 # Jaccard similarity of the shingles. Unrelated articles from one feed stay below 0.2, boilerplate included.
 NEAR = 0.5
 # Share of the snippet's shingles that occur in the longer article.
-CONTAINED = 0.8
+SNIPPET_SHARE = 0.8
 # 42 bands of 3 find 99.6 % of the pairs at NEAR and 4 % of those at 0.1.
 N_HASHES, BANDS, BAND_SIZE = 126, 42, 3
 # Snippets are looked up by one shingle in four, chosen by its hash; the share in this sample may be this much lower.
@@ -106,7 +106,7 @@ def near_pairs(sets: ShingleSets) -> list[Pair]:
 
 
 def contained_pairs(sets: ShingleSets) -> list[Pair]:
-    """Pairs of a text and one that contains at least ``CONTAINED`` of the shingles that are searched for.
+    """Pairs of a text and one that contains at least ``SNIPPET_SHARE`` of the shingles that are searched for.
 
     If too many of these shingles occur nowhere else, no text contains the first; this settles nearly all texts. For the
     rest, only the rarest shingles are looked up, enough of them that a text without half of them cannot contain it.
@@ -129,7 +129,7 @@ def contained_pairs(sets: ShingleSets) -> list[Pair]:
     probed = sets.probed[chosen]
     sampled = np.bincount(owners[probed], minlength=len(sets))
     unique = np.bincount(owners[probed & (frequency == 1)], minlength=len(sets))
-    allowed = ((1 - CONTAINED + SLACK) * sampled).astype(np.int64)
+    allowed = ((1 - SNIPPET_SHARE + SLACK) * sampled).astype(np.int64)
     budgets = allowed - unique
     starts = np.searchsorted(owners, np.arange(len(sets) + 1))
     members: dict[int, list[int]] = defaultdict(list)
@@ -159,7 +159,7 @@ def _containers(sets: ShingleSets, i: int, texts: Iterable[int], allowed: int) -
     for j in texts:
         if common(sample, sets[j]) >= len(sample) - allowed:
             share = common(probe, sets[j]) / len(probe)
-            if share >= CONTAINED:
+            if share >= SNIPPET_SHARE:
                 yield Pair(i, j, "contained", round(float(share), 4))
 
 

@@ -5,16 +5,38 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import Article
+from prefilter_common.articles import UNKNOWN, Article
 from prefilter_common.errors import InputError
 from prefilter_common.splits.assignment import NONE, TEST, TRAIN, VAL, Population, assign
 from prefilter_common.splits.cleaning import published, text_hash
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs, same_id_pairs
-from prefilter_common.splits.manifest import UNKNOWN, length_name
+
+# Characters in title and content: a feed snippet, the opening of an article, a whole article.
+LENGTHS = ((250, "<250"), (1000, "250-999"))
+LONGEST = "1000+"
+LENGTH_NAMES = (*(name for _, name in LENGTHS), LONGEST)
+
+
+class ClusterCounts(TypedDict):
+    """How many articles share their text with others; ``pairs`` by kind."""
+
+    clusters: int
+    articles: int
+    largest: int
+    with_both_labels: int
+    pairs: dict[str, int]
+
+
+class PreviousCounts(TypedDict):
+    """How many articles the earlier splits had, how many of them are where they were, and how many are gone."""
+
+    articles: int
+    kept: int
+    not_in_input: int
 
 
 @dataclass(frozen=True)
@@ -23,8 +45,14 @@ class Division:
 
     splits: np.ndarray
     dropped: tuple[int, ...]
-    clusters: dict[str, Any]
-    previous: dict[str, int]
+    clusters: ClusterCounts
+    previous: PreviousCounts
+
+
+def length_name(article: Article) -> str:
+    """``<250``, ``250-999`` or ``1000+`` characters."""
+    characters = len(article.title) + len(article.content)
+    return next((name for limit, name in LENGTHS if characters < limit), LONGEST)
 
 
 def divide(
@@ -160,7 +188,7 @@ def in_order(articles: Sequence[Article], seed: int) -> list[int]:
     return sorted(range(len(articles)), key=lambda i: key_of(articles[i], seed))
 
 
-def describe_clusters(articles: Sequence[Article], pairs: Sequence[Pair]) -> dict[str, Any]:
+def describe_clusters(articles: Sequence[Article], pairs: Sequence[Pair]) -> ClusterCounts:
     """How many articles share their text with others."""
     parts = [part for part in _parts(clusters(len(articles), pairs)) if len(part) > 1]
     return {

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
@@ -14,7 +14,14 @@ from prefilter_common.splits.manifest import MANIFEST, manifest_state
 log = logging.getLogger(__name__)
 
 
-def manifest_record(files: Sequence[Path]) -> dict[str, Any] | None:
+class ManifestRecord(TypedDict):
+    """The sha256 of a manifest, and the names of the splits that are not as it says."""
+
+    sha256: str
+    differs: list[str]
+
+
+def manifest_record(files: Sequence[Path]) -> ManifestRecord | None:
     """The manifest beside ``files``, for a results file: its sha256, and which of the files no longer match it.
 
     None if there is no manifest, or a file is not one of its splits. Logs a warning about files that do not match.
@@ -28,12 +35,13 @@ def manifest_record(files: Sequence[Path]) -> dict[str, Any] | None:
     if state is None:
         return None
     differs = [name for name in names if name in state.differs]
-    for text in manifest_warnings(record := {"sha256": state.sha256, "differs": differs}):
+    record: ManifestRecord = {"sha256": state.sha256, "differs": differs}
+    for text in manifest_warnings(record):
         log.warning(f"{folder}: {text}")
     return record
 
 
-def manifest_warnings(record: dict[str, Any] | None) -> list[str]:
+def manifest_warnings(record: ManifestRecord | None) -> list[str]:
     """Warnings that follow from a ``manifest_record``, one sentence each."""
     if record is None or not record["differs"]:
         return []

@@ -7,24 +7,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from prefilter_common.articles import LABEL_NAMES, Article
+from prefilter_common.articles import LABEL_NAMES, UNKNOWN, Article
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, write_json, write_json_lines
 from prefilter_common.models.directory import read_record
 from prefilter_common.outputs import new_directory, require_free
-from prefilter_common.runinfo import commit, file_fingerprint
+from prefilter_common.runinfo import FileFingerprint, commit, file_fingerprint
 from prefilter_common.splits.assignment import NAMES
-from prefilter_common.splits.cleaning import Row
+from prefilter_common.splits.cleaning import CleaningRow, Row, report_of
+from prefilter_common.splits.grouping import ClusterCounts, PreviousCounts, length_name
 
 MANIFEST, CLEANING = "manifest.json", "cleaning.jsonl"
 FILES = {f"{name}.jsonl" for name in NAMES} | {MANIFEST, CLEANING}
-UNKNOWN = "unknown"
-# Characters in title and content: a feed snippet, the opening of an article, a whole article.
-LENGTHS = ((250, "<250"), (1000, "250-999"))
-LONGEST = "1000+"
-LENGTH_NAMES = (*(name for _, name in LENGTHS), LONGEST)
 
 
 @dataclass(frozen=True)
@@ -35,13 +31,80 @@ class ManifestState:
     differs: tuple[str, ...]
 
 
-def length_name(article: Article) -> str:
-    """``<250``, ``250-999`` or ``1000+`` characters."""
-    characters = len(article.title) + len(article.content)
-    return next((name for limit, name in LENGTHS if characters < limit), LONGEST)
+class MadeBy(TypedDict):
+    """The command line and the commit that made splits, or a report on them."""
+
+    command: str
+    commit: str | None
 
 
-def describe(articles: Sequence[Article]) -> dict[str, Any]:
+class CellCount(TypedDict):
+    """How many rows have this label, language, length and source."""
+
+    label: int | None
+    language: str
+    length: str
+    source: str
+    rows: int
+
+
+class SplitContent(TypedDict):
+    """Numbers of rows: all, by the name of the label, and by cell."""
+
+    rows: int
+    labels: dict[str, int]
+    counts: list[CellCount]
+
+
+class SplitRecord(SplitContent):
+    """The file of a split, and what it contains."""
+
+    file: str
+    sha256: str
+
+
+class BuildSettings(TypedDict):
+    """What decides labels and splits; ``test_after`` is a day, YYYY-MM-DD."""
+
+    commerce_from: float
+    journalism_below: float
+    group_by: str | None
+    test_after: str | None
+    seed: int
+
+
+class MergeRecord(MadeBy):
+    """What one merge did; discarded rows by reason, repaired rows by kind."""
+
+    inputs: list[FileFingerprint]
+    input_rows: int
+    added_rows: int
+    corrected_rows: int
+    discarded_rows: dict[str, int]
+    repaired_rows: dict[str, int]
+
+
+class Manifest(TypedDict, total=False):
+    """``manifest.json``: what the build did, all merges since, and the splits by name.
+
+    ``splits`` is always there; the rest only where it was done, since articles can be merged into any splits.
+    """
+
+    command: str
+    commit: str | None
+    inputs: list[FileFingerprint]
+    settings: BuildSettings
+    input_rows: int
+    written_rows: int
+    discarded_rows: dict[str, int]
+    repaired_rows: dict[str, int]
+    clusters: ClusterCounts
+    previous: PreviousCounts
+    merges: list[MergeRecord]
+    splits: dict[str, SplitRecord]
+
+
+def describe(articles: Sequence[Article]) -> SplitContent:
     """The number of rows: in total, per label, and per label × language × length × source, most frequent first."""
     labels = Counter(LABEL_NAMES[a.label] for a in articles if a.label is not None)
     cells = Counter((a.label, a.language or UNKNOWN, length_name(a), a.source or UNKNOWN) for a in articles)
@@ -55,7 +118,7 @@ def describe(articles: Sequence[Article]) -> dict[str, Any]:
     }
 
 
-def made_by(argv: Sequence[str]) -> dict[str, Any]:
+def made_by(argv: Sequence[str]) -> MadeBy:
     """The command line and the commit. No time stamp, so that the same data give the same manifest."""
     line = shlex.join(["python", "-m", "prefilter_common.splits", *argv])
     return {"command": line, "commit": commit()}
@@ -91,10 +154,10 @@ def write_folder(
     target: Path,
     overwrite: bool,
     splits: Mapping[str, tuple[bytes, Sequence[Article]]],
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     rows: Sequence[Row],
-    earlier_report: Sequence[Mapping[str, Any]] = (),
-) -> dict[str, Any]:
+    earlier_report: Sequence[CleaningRow] = (),
+) -> Manifest:
     """Write the three files, the manifest and the row-by-row report, all of them or none.
 
     Args:
@@ -109,21 +172,21 @@ def write_folder(
         The whole manifest.
     """
     check_folder(target, overwrite)
-    described = {
+    described: dict[str, SplitRecord] = {
         name: {"file": f"{name}.jsonl", "sha256": hashlib.sha256(content).hexdigest(), **describe(articles)}
         for name, (content, articles) in splits.items()
     }
-    whole = {**manifest, "splits": described}
+    whole: Manifest = {**manifest, "splits": described}
     with new_directory(target, overwrite) as folder:
         for name, (content, _) in splits.items():
             (folder / f"{name}.jsonl").write_bytes(content)
-        report = [_report(row) for row in rows if row.reason or row.repairs]
+        report = [report_of(row) for row in rows if row.reason or row.repairs]
         write_json_lines(folder / CLEANING, [*earlier_report, *report])
         write_json(folder / MANIFEST, whole)
     return whole
 
 
-def read_report(folder: Path) -> list[dict[str, Any]]:
+def read_report(folder: Path) -> list[CleaningRow]:
     """The row-by-row report in a folder, empty if there is none. Raises InputError if it cannot be read."""
     path = folder / CLEANING
     try:
@@ -137,20 +200,20 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Path) -> Manifest | None:
     """The manifest in a folder, None if there is none. Raises InputError if it is damaged."""
     path = folder / MANIFEST
     if not os.path.lexists(path):
         return None
-    manifest = read_record(path)
-    splits, merges = manifest.get("splits"), manifest.get("merges", [])
+    record: Any = read_record(path)
+    splits, merges = record.get("splits"), record.get("merges", [])
     if not isinstance(splits, dict) or not all(isinstance(splits.get(name, {}), dict) for name in NAMES):
         raise InputError(
             f'{path}: "splits" must be an object with one object per split; delete the file, or build the splits again'
         )
     if not isinstance(merges, list):
         raise InputError(f'{path}: "merges" must be a list; delete the file, or build the splits again')
-    return manifest
+    return record
 
 
 def manifest_state(folder: Path) -> ManifestState | None:
@@ -158,19 +221,10 @@ def manifest_state(folder: Path) -> ManifestState | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return None
-    described = {name: manifest["splits"].get(name, {}).get("sha256") for name in NAMES}
+    described = {name: record.get("sha256") for name, record in manifest["splits"].items() if name in NAMES}
     present = {
         name: file_fingerprint(folder / f"{name}.jsonl")["sha256"] if (folder / f"{name}.jsonl").is_file() else None
         for name in NAMES
     }
-    differs = tuple(name for name in NAMES if described[name] != present[name])
+    differs = tuple(name for name in NAMES if described.get(name) != present[name])
     return ManifestState(hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(), differs)
-
-
-def _report(row: Row) -> dict[str, Any]:
-    report: dict[str, Any] = {"file": row.file, "line": row.line, "id": row.article.id if row.article else None}
-    if row.reason:
-        report["discarded"] = row.reason
-    if row.reason or row.detail:
-        report["detail"] = row.detail
-    return {**report, "repaired": list(row.repairs)}

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
@@ -17,6 +16,8 @@ from prefilter_common.splits.cleaning import LABEL, Row, json_lines, kept_articl
 from prefilter_common.splits.duplicates import clusters, find_pairs, same_id_pairs
 from prefilter_common.splits.guard import overlaps
 from prefilter_common.splits.manifest import (
+    Manifest,
+    MergeRecord,
     check_folder,
     discarded_by_reason,
     made_by,
@@ -41,15 +42,16 @@ class MergeOptions:
     overwrite: bool = False
 
 
-def merge(options: MergeOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
+def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
     """Add labelled articles to train. Returns the manifest. Raises InputError before anything is written."""
     check_folder(options.output, options.overwrite, options.inputs)
-    earlier, earlier_report = read_manifest(options.splits) or {}, read_report(options.splits)
+    manifest: Manifest = read_manifest(options.splits) or {}
+    earlier_report = read_report(options.splits)
     contents = read_contents(options.splits)
     held = {name: parse(options.splits / f"{name}.jsonl", content) for name, content in contents.items()}
     rows = drop_repeated(discard_contradicted(discard_unanswered(read_rows(options.inputs))))
     log_discarded(rows)
-    rows, answers = compare(rows, held)
+    rows, answers = match_rows(rows, held)
     lines, corrected = correct(contents["train"], held["train"], answers)
     new = iter(
         with_own_ids([row for row in rows if LABEL not in row.repairs], taken={str(a.id) for a in held["train"]})
@@ -61,7 +63,7 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
     for text in overlaps({name: articles for name, (_, articles) in splits.items()}):
         raise InputError(f"{options.splits}: {text}; delete these from train, or build the splits again")
     written = len(kept_articles(rows)[1])
-    record = {
+    record: MergeRecord = {
         **made_by(argv),
         "inputs": [file_fingerprint(path) for path in options.inputs],
         "input_rows": len(rows),
@@ -70,8 +72,8 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
         "discarded_rows": discarded_by_reason(rows, written),
         "repaired_rows": repaired_by_kind(rows),
     }
-    manifest = {key: value for key, value in earlier.items() if key not in ("splits", "merges")}
-    manifest["merges"] = [*earlier.get("merges", []), record]
+    manifest.pop("splits", None)
+    manifest["merges"] = [*manifest.pop("merges", []), record]
     return write_folder(options.output, options.overwrite, splits, manifest, rows, earlier_report)
 
 
@@ -113,7 +115,7 @@ def discard_contradicted(rows: Sequence[Row]) -> list[Row]:
     return remaining
 
 
-def compare(rows: Sequence[Row], held: Mapping[str, Sequence[Article]]) -> tuple[list[Row], dict[int, int]]:
+def match_rows(rows: Sequence[Row], held: Mapping[str, Sequence[Article]]) -> tuple[list[Row], dict[int, int]]:
     """Discard articles that are already in train with the same label, or share text or id with one in val or test.
 
     Returns:

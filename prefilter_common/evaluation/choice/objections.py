@@ -2,15 +2,34 @@
 
 from collections.abc import Iterator, Mapping, Set
 from pathlib import PurePath
-from typing import Any, TypedDict
+from typing import TypedDict
 
+from prefilter_common.evaluation.traffic.audit import AuditSection, PairAudit
 from prefilter_common.evaluation.traffic.coverage import CROSSED
+from prefilter_common.evaluation.traffic.rows import FlagRow, PointComparison, TrafficPair
+from prefilter_common.evaluation.traffic.section import TrafficSection
+from prefilter_common.statistics.comparison import Comparison
 from prefilter_common.statistics.operating_points import DEFAULT
 
 # Disputed articles to label: if one of two models is right about four of five, as many show it with a power of 80 %.
 DISPUTED_NEEDED = 20
 # With a larger share of the traffic in parts that the labelled articles do not cover, their figures decide nothing.
 MOST = 0.5
+
+
+class Assessment(TypedDict):
+    """A model's figures at one operating point, what they miss of each tier of criteria, and whether that is shown."""
+
+    operating_point: str
+    tier: str
+    f1: float
+    precision: float
+    recall: float
+    cpu_ms: float | None
+    intervals: dict[str, list[float]]
+    source: str
+    misses: dict[str, list[str]]
+    states: dict[str, str]
 
 
 class Objection(TypedDict):
@@ -26,11 +45,11 @@ class Objection(TypedDict):
     file: str | None
 
 
-def differing(traffic: Mapping[str, Any] | None, names: Set[str]) -> list[dict[str, Any]]:
+def differing(traffic: TrafficSection | None, names: Set[str]) -> list[TrafficPair]:
     """The pairs of these models that decide differently on the traffic, at the default operating point."""
     return [
         pair
-        for pair in (traffic or {"pairs": []})["pairs"]
+        for pair in (traffic["pairs"] if traffic else ())
         if set(pair["models"]) <= names and pair["points"][DEFAULT]["differ"]
     ]
 
@@ -38,10 +57,10 @@ def differing(traffic: Mapping[str, Any] | None, names: Set[str]) -> list[dict[s
 def objections_to(
     favourite: str,
     names: Set[str],
-    assessed: Mapping[str, Mapping[str, Any]],
-    comparison: Mapping[str, Any] | None,
-    traffic: Mapping[str, Any] | None,
-    audit: Mapping[str, Any] | None,
+    assessed: Mapping[str, Assessment],
+    comparison: Comparison | None,
+    traffic: TrafficSection | None,
+    audit: AuditSection | None,
     queues: Mapping[str, str],
 ) -> list[Objection]:
     """All of them; empty where the favourite may be shipped."""
@@ -52,8 +71,8 @@ def objections_to(
 
 
 def _unexplained(
-    favourite: str, names: Set[str], assessed: Mapping, comparison: Mapping | None, traffic: Mapping | None,
-    audit: Mapping | None, queues: Mapping[str, str],
+    favourite: str, names: Set[str], assessed: Mapping[str, Assessment], comparison: Comparison | None,
+    traffic: TrafficSection | None, audit: AuditSection | None, queues: Mapping[str, str],
 ) -> Iterator[Objection]:  # fmt: skip
     for pair in differing(traffic, names):
         if favourite not in pair["models"]:
@@ -64,7 +83,7 @@ def _unexplained(
         row = _row_of(point, part)
         needed = min(DISPUTED_NEEDED, row["only_first"] + row["only_second"])
         labelled = _labelled(audit, pair["models"])
-        better, n_labelled = labelled["better"], _in_part(labelled, part)
+        better, n_labelled = labelled and labelled["better"], _in_part(labelled, part)
         # Either the labels show that the favourite is right more often, or there are enough of them where the two
         # differ most, and neither is shown to be: then the figures decide.
         if better == favourite or (better is None and n_labelled >= needed):
@@ -94,11 +113,11 @@ def _unexplained(
 
 
 def _not_covered(
-    favourite: str, traffic: Mapping | None, audit: Mapping | None, queues: Mapping[str, str]
+    favourite: str, traffic: TrafficSection | None, audit: AuditSection | None, queues: Mapping[str, str]
 ) -> Iterator[Objection]:
     if not traffic or traffic["uncovered_share"] <= MOST:
         return
-    audited = (audit or {"models": {}})["models"].get(favourite)
+    audited = audit["models"].get(favourite) if audit else None
     if audited and audited["enough"]:
         return  # a random sample of the whole traffic was labelled, whatever the test set lacks
     gaps = sorted((gap for gap in traffic["uncovered"] if gap["by"] == CROSSED), key=lambda gap: -gap["n_traffic"])
@@ -130,30 +149,30 @@ def _then(file: str | None) -> str:
     return f"move the labelled file out of the results folder, and run the same command with --audited {name}"
 
 
-def _labelled(audit: Mapping | None, names: list[str]) -> Mapping[str, Any]:
+def _labelled(audit: AuditSection | None, names: list[str]) -> PairAudit | None:
     """What the labelled articles say of the two."""
-    none: dict[str, Any] = {"better": None, "n_disputed": 0, "disputed_by_slice": {}}
-    pairs = (audit or {"pairs": []})["pairs"]
-    return next((pair for pair in pairs if set(pair["models"]) == set(names)), none)
+    return next((pair for pair in audit["pairs"] if set(pair["models"]) == set(names)), None) if audit else None
 
 
-def _in_part(labelled: Mapping[str, Any], part: str | None) -> int:
+def _in_part(labelled: PairAudit | None, part: str | None) -> int:
     """How many of the labelled articles that the two decide differently are in a part, or in all."""
+    if labelled is None:
+        return 0
     return labelled["n_disputed"] if part is None else labelled["disputed_by_slice"].get(part, 0)
 
 
-def _worse(comparison: Mapping | None, favourite: str, other: str) -> bool:
+def _worse(comparison: Comparison | None, favourite: str, other: str) -> bool:
     """Whether the test set shows that the other is worse."""
-    row = (comparison or {}).get("models", {}).get(other)
-    return bool(row and comparison and comparison["best"] == favourite and row["best_is_better"])
+    row = comparison["models"].get(other) if comparison and comparison["best"] == favourite else None
+    return row is not None and row["best_is_better"]
 
 
-def _is_covered(part: str | None, traffic: Mapping[str, Any] | None) -> bool:
-    gaps = [f"{gap['by']} {gap['value']}" for gap in (traffic or {"uncovered": []})["uncovered"]]
+def _is_covered(part: str | None, traffic: TrafficSection | None) -> bool:
+    gaps = [f"{gap['by']} {gap['value']}" for gap in (traffic["uncovered"] if traffic else ())]
     crossed = part is not None and part.startswith(CROSSED)
     return part not in gaps and not (crossed and any(gap.startswith(CROSSED) for gap in gaps))
 
 
-def _row_of(point: Mapping, part: str | None) -> Mapping[str, Any]:
+def _row_of(point: PointComparison, part: str | None) -> FlagRow:
     """Flag rates and differing decisions of the part, or of all."""
     return next((row for row in point["slices"] if f"{row['by']} {row['value']}" == part), point)

@@ -1,9 +1,13 @@
 """Which model to ship: the success criteria and decision rules of TRAINING_PLAN.md."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Literal, TypedDict
 
-from prefilter_common.evaluation.choice.objections import Objection, differing, objections_to
+from prefilter_common.evaluation.choice.objections import Assessment, Objection, differing, objections_to
+from prefilter_common.evaluation.traffic.audit import AuditedModel, AuditSection
+from prefilter_common.evaluation.traffic.section import TrafficSection
+from prefilter_common.statistics.comparison import Comparison
+from prefilter_common.statistics.metrics import ThresholdMetrics
 from prefilter_common.statistics.operating_points import DEFAULT
 
 CRITERIA = {
@@ -13,22 +17,23 @@ CRITERIA = {
     "recall": (0.85, 0.90),
     "cpu_ms": (100, 50),
 }
-MEASURES = ("f1", "precision", "recall")
+Measure = Literal["f1", "precision", "recall"]
+MEASURES: tuple[Measure, ...] = ("f1", "precision", "recall")
 
 
-class Assessment(TypedDict):
-    """A model's figures at one operating point, what they miss of each tier of criteria, and whether that is shown."""
+class Figures(TypedDict):
+    """What the rules need of a model: its metrics by operating point, mean milliseconds per article on the CPU, and
+    whether it beats the floor; None where that was not measured."""
 
-    operating_point: str
-    tier: str
-    f1: float
-    precision: float
-    recall: float
+    operating_points: Mapping[str, ThresholdMetrics]
     cpu_ms: float | None
-    intervals: dict[str, list[float]]
-    source: str
-    misses: dict[str, list[str]]
-    states: dict[str, str]
+    beats_floor: bool | None
+
+
+class Candidate(Assessment):
+    """An assessed model with its name."""
+
+    model: str
 
 
 class Choice(TypedDict):
@@ -47,10 +52,10 @@ class Choice(TypedDict):
 
 
 def choose(
-    models: Mapping[str, dict],
-    comparison: Mapping[str, Any] | None = None,
-    traffic: Mapping[str, Any] | None = None,
-    audit: Mapping[str, Any] | None = None,
+    models: Mapping[str, Figures],
+    comparison: Comparison | None = None,
+    traffic: TrafficSection | None = None,
+    audit: AuditSection | None = None,
     queues: Mapping[str, str] | None = None,
 ) -> Choice:
     """Apply the rules to models at their default operating point.
@@ -63,8 +68,7 @@ def choose(
     met, and the reason says so too. Nothing is selected while ``objections`` stand against the favourite.
 
     Args:
-        models: name -> ``operating_points`` (name -> metrics with ``intervals``), ``cpu_ms`` (mean milliseconds per
-            article, or None) and ``beats_floor`` (None where there is no floor).
+        models: by name.
         comparison, traffic, audit: the sections of the results, or None.
         queues: model -> the file of its review queue.
 
@@ -73,12 +77,12 @@ def choose(
         ``tier``, the ``reason`` in a sentence, ``objections``, ``cautions``, ``shown`` (every interval lies above the
         minimum), the ``criteria``, and for every model what it misses and whether that is shown.
     """
-    assessed = {name: _assess(model, audit and audit["models"].get(name)) for name, model in models.items()}
-    candidates: list[dict[str, Any]] = [{"model": name, **row} for name, row in assessed.items()]
+    assessed = {name: _assess(model, audit["models"].get(name) if audit else None) for name, model in models.items()}
+    candidates: list[Candidate] = [{"model": name, **row} for name, row in assessed.items()]
     criteria: dict[str, dict[str, float]]
     criteria = {key: {"minimum": low, "target": high} for key, (low, high) in CRITERIA.items()}
     passing = [c for c in candidates if c["tier"] != "none"]
-    beaten = {name for pair in (audit or {"pairs": []})["pairs"] if pair["better"]
+    beaten = {name for pair in (audit["pairs"] if audit else ()) if pair["better"]
               for name in pair["models"] if name != pair["better"]}  # fmt: skip
     passing = [c for c in passing if c["model"] not in beaten] or passing
     if not passing:
@@ -107,7 +111,7 @@ def choose(
     }
 
 
-def _favourite(rivals: Sequence[dict], apart: bool) -> tuple[dict, bool]:
+def _favourite(rivals: Sequence[Candidate], apart: bool) -> tuple[Candidate, bool]:
     """The best of models that meet as much, and whether speed decided.
 
     Speed says nothing of models that differ on the traffic, not even between equally good ones.
@@ -118,23 +122,22 @@ def _favourite(rivals: Sequence[dict], apart: bool) -> tuple[dict, bool]:
     return min(rivals, key=lambda c: (-c["precision"], -c["f1"], 0 if apart else _ms(c))), False
 
 
-def _assess(model: Mapping[str, Any], audited: Mapping[str, Any] | None) -> Assessment:
+def _assess(model: Figures, audited: AuditedModel | None) -> Assessment:
     """A model's figures, and which criteria they meet; the audit's where it has 20 articles, precision and recall."""
     metrics = model["operating_points"][DEFAULT]
     source, intervals = "test", dict(metrics["intervals"])
-    values = {key: metrics[key] for key in MEASURES}
-    if audited and audited["enough"] and None not in (audited["precision"], audited["recall"]):
+    values: dict[Measure, float] = {key: metrics[key] for key in MEASURES}
+    if audited and audited["enough"] and audited["precision"] is not None and audited["recall"] is not None:
         source = "audit"
-        values = {key: audited[key] for key in MEASURES}
+        values = {"f1": audited["f1"], "precision": audited["precision"], "recall": audited["recall"]}
         # No interval of F1 is estimated: it lies between the two that it is made of.
         intervals = {key: audited["intervals"][key] for key in ("precision", "recall")}
         intervals["f1"] = [min(limits) for limits in zip(*intervals.values(), strict=True)]
-    values["cpu_ms"] = model["cpu_ms"]
-    misses = {tier: _missed(values, i) for i, tier in enumerate(("minimum", "target"))}
+    misses = {tier: _missed(values, model["cpu_ms"], i) for i, tier in enumerate(("minimum", "target"))}
     tier = "none" if misses["minimum"] else "minimum" if misses["target"] else "target"
-    states = {key: state_of(values[key], intervals[key], CRITERIA[key][0]) for key in MEASURES}
+    states: dict[str, str] = {key: state_of(values[key], intervals[key], CRITERIA[key][0]) for key in MEASURES}
     return {"operating_point": DEFAULT, "tier": tier, "f1": values["f1"], "precision": values["precision"],
-            "recall": values["recall"], "cpu_ms": values["cpu_ms"], "intervals": intervals, "source": source,
+            "recall": values["recall"], "cpu_ms": model["cpu_ms"], "intervals": intervals, "source": source,
             "misses": misses, "states": states}  # fmt: skip
 
 
@@ -143,22 +146,21 @@ def state_of(value: float, interval: Sequence[float], criterion: float) -> str:
     return "missed" if value < criterion else "shown" if interval[0] >= criterion else "not shown"
 
 
-def _missed(values: Mapping[str, Any], tier: int) -> list[str]:
-    missed = [key for key in MEASURES if values[key] < CRITERIA[key][tier]]
-    ms = values["cpu_ms"]
+def _missed(values: Mapping[Measure, float], ms: float | None, tier: int) -> list[str]:
+    missed: list[str] = [key for key in MEASURES if values[key] < CRITERIA[key][tier]]
     return missed + (["cpu_ms"] if ms is not None and ms >= CRITERIA["cpu_ms"][tier] else [])
 
 
-def _ms(candidate: dict) -> float:
+def _ms(candidate: Candidate) -> float:
     return float("inf") if candidate["cpu_ms"] is None else candidate["cpu_ms"]
 
 
-def _figures(c: dict) -> str:
+def _figures(c: Candidate) -> str:
     latency = "CPU latency not measured" if c["cpu_ms"] is None else f"{c['cpu_ms']:.0f} ms on the CPU"
     return f"precision {c['precision']:.1%}, recall {c['recall']:.1%}, F1 {c['f1']:.1%}, {latency}"
 
 
-def _reason(best: dict, rivals: Sequence[dict], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
+def _reason(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
     source = "" if best["source"] == "test" else " in the audit"
     lead = _lead(best, rivals, beaten, n_models, by_speed)
     where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)}{source})"
@@ -168,7 +170,7 @@ def _reason(best: dict, rivals: Sequence[dict], beaten: Sequence[str], n_models:
     return f"{where} meets the minimum{lead}, though not the target for {missed}."
 
 
-def _lead(best: dict, rivals: Sequence[dict], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
+def _lead(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
     """What sets it apart from the others that meet as much."""
     if len(rivals) == 1 and beaten:
         return f" and by the labelled articles is right more often than {', '.join(beaten)}"
@@ -182,7 +184,7 @@ def _lead(best: dict, rivals: Sequence[dict], beaten: Sequence[str], n_models: i
     return f" and none of the {len(rivals)} that do has a higher precision"
 
 
-def _none_reason(candidates: list[dict]) -> str:
+def _none_reason(candidates: list[Candidate]) -> str:
     if not candidates:
         return "No model could be evaluated."
     closest = min(candidates, key=lambda c: (len(c["misses"]["minimum"]), -c["precision"], -c["f1"]))
@@ -191,7 +193,7 @@ def _none_reason(candidates: list[dict]) -> str:
     return f"None meets the minimum: {fix}. Closest is {closest['model']} ({_figures(closest)}), which misses {missed}."
 
 
-def _cautions(best: dict, model: Mapping, traffic: Mapping | None, audit: Mapping | None) -> list[str]:
+def _cautions(best: Candidate, model: Figures, traffic: TrafficSection | None, audit: AuditSection | None) -> list[str]:
     cautions = []
     for key, state in best["states"].items():
         if state == "not shown":

@@ -1,26 +1,28 @@
 """Numbers -> the page that people read: one self-contained HTML file, drawn by page.html.j2."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.plots import Axes, near_one
+from prefilter_common.evaluation.traffic.rows import TrafficPair
+from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.page import render_page, span
 
 # Up to this many pairs of models the traffic section shows each in full; of more, only those with the chosen model.
 ALL_PAIRS = 3
-SECTIONS = ("run", "settings", "test", "baseline", "comparison", "integrity", "production", "audit")
-SWEPT = ("precision", "recall")
+SWEPT: tuple[Literal["precision", "recall"], ...] = ("precision", "recall")
 POINT_NAMES = {
     "default": "default",
     "best_f1": "best F1",
     "high_precision": "high precision",
     "best_saving": "best saving",
 }
-QUALITY = ("f1", "precision", "recall", "accuracy")
+QUALITY: tuple[Literal["f1", "precision", "recall", "accuracy"], ...] = ("f1", "precision", "recall", "accuracy")
 
 
-def write_page(path: Path, results: Mapping[str, Any]) -> None:
+def write_page(path: Path, results: Results) -> None:
     """Write ``results``, the content of evaluation_results.json, as an HTML page.
 
     Texts are hostile input: everything is escaped.
@@ -29,13 +31,13 @@ def write_page(path: Path, results: Mapping[str, Any]) -> None:
     render_page(path, template, _context(results), FILTERS)
 
 
-def _context(results: Mapping[str, Any]) -> dict:
+def _context(results: Results) -> dict[str, Any]:
     """What the template draws: the results by section, models in the order of their F1, and the plots' axes."""
-    rows = {name: row for name, row in results.items() if not name.startswith("_")}
+    rows, choice, traffic = results["models"], results["_choice"], results["_traffic"]
     models = dict(sorted(((n, r) for n, r in rows.items() if "error" not in r), key=lambda item: -item[1]["f1"]))
-    choice, traffic = results["_choice"], results["_traffic"]
     shown_first = choice["favourite"] or results["_comparison"]["best"]
-    judged = [*models.values(), *([results["_baseline"]] if results["_baseline"] else [])]
+    intervals = [row["intervals"] for row in models.values()]
+    intervals += [results["_baseline"]["intervals"]] if results["_baseline"] else []
     # Where nothing is flagged any more, a precision of 0 would be drawn that nobody saw.
     sweeps = {name: [step for step in row["sweep"] if step["recall"] > 0] for name, row in models.items()}
     operating = [point for row in models.values() for point in row["operating_points"].values()]
@@ -46,7 +48,14 @@ def _context(results: Mapping[str, Any]) -> dict:
         for name, row in models.items()
     }
     return {
-        **{key: results[f"_{key}"] for key in SECTIONS},
+        "run": results["_run"],
+        "settings": results["_settings"],
+        "test": results["_test"],
+        "baseline": results["_baseline"],
+        "comparison": results["_comparison"],
+        "integrity": results["_integrity"],
+        "production": results["_production"],
+        "audit": results["_audit"],
         "choice": choice,
         "traffic": traffic,
         "pairs": _pairs(traffic, shown_first),
@@ -55,7 +64,7 @@ def _context(results: Mapping[str, Any]) -> dict:
         "broken": {name: row["error"] for name, row in sorted(rows.items()) if "error" in row},
         "errors": results["_worst_errors"],
         "shown_first": shown_first,
-        "scale": _scale(row["intervals"][key][0] for row in judged for key in QUALITY),
+        "scale": _scale(limits[key][0] for limits in intervals for key in QUALITY),
         "pr_axes": Axes(corner, 1, corner, 1),
         "pr_lines": {
             name: [(recall, precision) for _, precision, recall in r["pr_curve"]] for name, r in models.items()
@@ -72,7 +81,7 @@ def _context(results: Mapping[str, Any]) -> dict:
     }
 
 
-def _pairs(traffic: Mapping | None, model: str | None) -> list[tuple[dict, bool]]:
+def _pairs(traffic: TrafficSection | None, model: str | None) -> list[tuple[TrafficPair, bool]]:
     """Every pair compared on the traffic, those with ``model`` first, and whether to show it in full."""
     pairs = sorted(traffic["pairs"] if traffic else [], key=lambda pair: model not in pair["models"])
     return [(pair, len(pairs) <= ALL_PAIRS or model in pair["models"]) for pair in pairs]
@@ -90,7 +99,7 @@ def _exact(value: float | None) -> str:
     return "> 99.9%" if 0.9995 <= value < 1 else "< 0.1%" if 0 < value < 0.0005 else f"{value:.1%}"
 
 
-def _exact_span(interval: tuple[float, float] | None) -> str:
+def _exact_span(interval: Sequence[float] | None) -> str:
     """An interval of fractions, in per cent; with a decimal where it would seem to be a single value without."""
     if interval is None:
         return "–"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 
@@ -52,6 +52,44 @@ class AuditRow(Production):
     f1: float
 
 
+class AuditSliceRow(AuditRow):
+    """That of one slice."""
+
+    by: str
+    value: str
+
+
+class AuditedModel(AuditRow):
+    """That of all labelled articles, and by slice, the worst first."""
+
+    slices: list[AuditSliceRow]
+
+
+class PairAudit(TypedDict):
+    """Who is right where two models decide differently; ``better`` is None where the labels do not say."""
+
+    models: list[str]
+    n_disputed: int
+    disputed_by_slice: dict[str, int]
+    only_first_right: int
+    only_second_right: int
+    p: float
+    better: str | None
+    confidence: float
+
+
+class AuditSection(TypedDict):
+    """What the labelled articles of the traffic say; see ``audit_section``, and ``Audit`` for the two shares."""
+
+    n_labelled: int
+    n_commerce: int
+    random_sample: bool
+    unlabelled_share: float
+    skipped_share: float
+    models: dict[str, AuditedModel]
+    pairs: list[PairAudit]
+
+
 def read_audit(path: Path) -> Audit:
     """The rows of ``audit_<model>.jsonl`` or ``review_queue_<model>.jsonl`` that have a label. Raises InputError."""
     rows = load_articles(path)
@@ -90,7 +128,7 @@ def _skipped(rows: Sequence[Article]) -> float:
 
 def audit_section(
     audit: Audit, scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float], main: str, seed: int
-) -> dict[str, Any]:
+) -> AuditSection:
     """Precision, recall and false-positive rate in production, of the whole and by slice, and who is right.
 
     ``models`` is empty where the labels are no random sample of the traffic; who is right where two models differ can
@@ -126,8 +164,9 @@ def audit_section(
 
 def _by_slice(
     audit: Audit, commerce: np.ndarray, flagged: np.ndarray, parts: Sequence[Slice], seed: int
-) -> list[dict[str, Any]]:
+) -> list[AuditSliceRow]:
     """The slices in which the most journalism is blocked first, and those too small to judge last."""
+    rows: list[AuditSliceRow]
     rows = [{"by": part.by, "value": part.value, **_of(audit, commerce, flagged, part, seed)} for part in parts]
     return sorted(rows, key=lambda row: (not row["enough"], -(row["false_positive_rate"] or 0.0), -row["n"]))
 
@@ -145,19 +184,6 @@ def _of(audit: Audit, commerce: np.ndarray, flagged: np.ndarray, part: Slice | N
         "f1": f1,
         **found,
     }
-
-
-class PairAudit(TypedDict):
-    """Who is right where two models decide differently; ``better`` is None where the labels do not say."""
-
-    models: list[str]
-    n_disputed: int
-    disputed_by_slice: dict[str, int]
-    only_first_right: int
-    only_second_right: int
-    p: float
-    better: str | None
-    confidence: float
 
 
 def _pair(

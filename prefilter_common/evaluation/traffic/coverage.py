@@ -9,7 +9,7 @@ from prefilter_common.articles import COMMERCE, Article
 from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, crossed_slices
 
 # A part of the traffic at least this large is named when the test set lacks it.
-NOTABLE_SHARE = 0.01
+NOTABLE_GAP = 0.01
 CROSSED = "language and length"
 
 
@@ -59,7 +59,7 @@ def uncovered(traffic: Sequence[Article], labelled: Sequence[Article]) -> tuple[
                 "to_label": max(MIN_ARTICLES - n_test, 1),
             })  # fmt: skip
     share = sum(gap["n_traffic"] for gap in found if gap["by"] == CROSSED) / len(traffic)
-    return [gap for gap in found if gap["traffic_share"] >= NOTABLE_SHARE], share
+    return [gap for gap in found if gap["traffic_share"] >= NOTABLE_GAP], share
 
 
 def _lacks(n: int, n_commerce: int) -> str:

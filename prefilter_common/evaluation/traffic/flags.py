@@ -4,7 +4,6 @@ Equal F1 on a test set does not mean equal decisions in production, where articl
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -13,13 +12,21 @@ from sklearn.metrics import cohen_kappa_score
 from prefilter_common.articles import Article
 from prefilter_common.evaluation.language import languages
 from prefilter_common.evaluation.slices import (
-    CHARACTERS,
+    CHARACTER_EDGES,
     MIN_ARTICLES,
     SHORT,
     Slice,
     characters,
     length_slices,
     slices_by,
+)
+from prefilter_common.evaluation.traffic.rows import (
+    Disagreement,
+    FlagComparison,
+    FlagRate,
+    FlagRow,
+    PointComparison,
+    TrafficPair,
 )
 from prefilter_common.statistics.comparison import ALPHA, detectable_difference, holm, mcnemar
 from prefilter_common.statistics.intervals import weighted_share
@@ -36,34 +43,6 @@ OVERLAP_CONFIDENCE = 0.99
 WHOLE, NAMED, SLICES_ALONE = 1 / 2, 1 / 2, 1 / 10
 
 
-class FlagRate(TypedDict):
-    """How many articles are flagged at one operating point, their share and its interval.
-
-    The interval counts repeated texts as what they are: fewer observations than articles.
-    """
-
-    threshold: float
-    n_flagged: int
-    n_flagged_distinct: int
-    rate: float
-    interval: list[float]
-
-
-class FlagRow(TypedDict):
-    """Two models on one slice: both flag rates with intervals, and the articles flagged by only one of them."""
-
-    by: str
-    value: str
-    n: int
-    enough: bool
-    rates: list[float]
-    intervals: list[list[float]]
-    difference: float
-    only_first: int
-    only_second: int
-    p_adjusted: float | None
-
-
 def main_language(articles: Sequence[Article]) -> str:
     """The most frequent one."""
     return slices_by("language", languages(articles))[0].value
@@ -78,7 +57,7 @@ def traffic_slices(articles: Sequence[Article], main: str) -> list[Slice]:
     ]
     return [
         *slices_by("language", spoken),
-        *length_slices("characters", lengths, CHARACTERS),
+        *length_slices("characters", lengths, CHARACTER_EDGES),
         *slices_by("language and length", crossed),
     ]
 
@@ -104,7 +83,7 @@ def compare_traffic(
     scores: Mapping[str, np.ndarray],
     thresholds: Mapping[str, Mapping[str, float]],
     slices: Sequence[Slice],
-) -> dict[str, Any]:
+) -> TrafficPair:
     """Two models, at every operating point that both have.
 
     Args:
@@ -116,7 +95,7 @@ def compare_traffic(
     (a, scores_a), (b, scores_b) = scores.items()
     shared = [point for point in thresholds[a] if point in thresholds[b]]
     correlation = float(spearmanr(scores_a, scores_b).statistic) if _vary(scores_a, scores_b) else None
-    points = {}
+    points: dict[str, PointComparison] = {}
     for point in shared:
         flags_a, flags_b = scores_a >= thresholds[a][point], scores_b >= thresholds[b][point]
         compared = compare_flags((a, b), flags_a, flags_b, slices)
@@ -131,7 +110,7 @@ def compare_traffic(
     return {"models": [a, b], "n_articles": len(articles), "rank_correlation": correlation, "points": points}
 
 
-def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: Sequence[Slice]) -> dict[str, Any]:
+def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: Sequence[Slice]) -> FlagComparison:
     """Two (n,) bool decisions on distinct texts: flag rates, agreement, and the slices in which they differ.
 
     They differ beyond chance where McNemar's exact test of the articles flagged by only one of the two says so, of all
@@ -155,7 +134,7 @@ def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: 
     worst = max(different or hints, key=lambda row: abs(row["difference"]), default=None)
     both, either = int((a & b).sum()), int((a | b).sum())
     apart = bool(wilson(both, either, OVERLAP_CONFIDENCE)[1] < LEAST_OVERLAP)
-    compared = {
+    compared: FlagComparison = {
         **rows[0],
         "agreement": float((a == b).mean()),
         "kappa": float(cohen_kappa_score(a, b)) if _vary(np.concatenate([a, b])) else None,
@@ -167,8 +146,10 @@ def compare_flags(names: tuple[str, str], a: np.ndarray, b: np.ndarray, slices: 
         "worst_slice": None if worst is None else f"{worst['by']} {worst['value']}",
         "flag_apart": apart,
         "differ": bool(different) or p_whole < ALPHA or apart,
+        "verdict": "",
     }
-    return {**compared, "verdict": _verdict_on_traffic(names, compared, worst)}
+    compared["verdict"] = _verdict_on_traffic(names, compared, worst)
+    return compared
 
 
 def _flag_row(part: Slice, a: np.ndarray, b: np.ndarray) -> FlagRow:
@@ -187,8 +168,8 @@ def _flag_row(part: Slice, a: np.ndarray, b: np.ndarray) -> FlagRow:
     }
 
 
-def _verdict_on_traffic(names: tuple[str, str], compared: Mapping[str, Any], worst: FlagRow | None) -> str:
-    def rates(row: Mapping[str, Any]) -> str:
+def _verdict_on_traffic(names: tuple[str, str], compared: FlagComparison, worst: FlagRow | None) -> str:
+    def rates(row: FlagRow) -> str:
         return f"{row['rates'][0]:.1%} against {row['rates'][1]:.1%}"
 
     flags = f"they flag {rates(compared)} of {compared['n']:,} distinct articles"
@@ -203,9 +184,7 @@ def _verdict_on_traffic(names: tuple[str, str], compared: Mapping[str, Any], wor
     return f"{names[0]} and {names[1]} DIFFER: {flags}{where}{apart}"
 
 
-def _disagreements(
-    articles: Sequence[Article], which: np.ndarray, a: np.ndarray, b: np.ndarray
-) -> list[dict[str, Any]]:
+def _disagreements(articles: Sequence[Article], which: np.ndarray, a: np.ndarray, b: np.ndarray) -> list[Disagreement]:
     """The articles whose scores lie furthest apart, with both scores."""
     where = np.flatnonzero(which)
     furthest = where[np.argsort(-np.abs(a[where] - b[where]), kind="stable")][:MAX_DISAGREEMENTS]

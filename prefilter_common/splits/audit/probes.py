@@ -6,7 +6,7 @@ No article is predicted by a model that was fitted on it or on an article that s
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from cleanlab.filter import find_label_issues
@@ -20,9 +20,9 @@ from prefilter_common.articles import Article
 from prefilter_common.splits.duplicates import Pair, clusters
 from prefilter_common.statistics.metrics import ThresholdMetrics, ranking_metrics, threshold_metrics
 
-FOLDS = 5
+PROBE_FOLDS = 5
 # Read from the start of each article, which decides; otherwise a few long articles would take most of the time.
-CHARACTERS = 1_000
+PROBE_CHARACTERS = 1_000
 MAX_SUSPECTS = 60
 # Articles per set in the measurement of a distance.
 MAX_COMPARED = 2_000
@@ -43,7 +43,7 @@ class Labelled:
         places = _spaced(len(self.labels), limit)
         return Labelled([self.articles[i] for i in places], self.labels[places], self.clusters[places], self.seed)
 
-    def folds(self, limit: int = FOLDS) -> Folds:
+    def folds(self, limit: int = PROBE_FOLDS) -> Folds:
         """(train, test) indices of each fold, with whole clusters and evenly spread labels.
 
         At most ``limit`` folds, and no more than the rarer label has articles. scikit-learn's StratifiedGroupKFold
@@ -57,13 +57,43 @@ class Labelled:
         return [(np.flatnonzero(fold[inverse] != i), np.flatnonzero(fold[inverse] == i)) for i in range(n)]
 
 
+class Suspect(TypedDict):
+    """A doubtful label: the index of its article, whether cleanlab calls it an issue, and how probable the label is."""
+
+    place: int
+    is_issue: bool
+    probability_of_label: float
+
+
+class F1(TypedDict):
+    """With its interval."""
+
+    f1: float
+    interval: list[float]
+
+
+class FastModel(TypedDict):
+    """F1 on articles of sources that it has seen, and of others; see ``f1_on_held_out_sources``."""
+
+    n_sources: int
+    mixed: F1
+    held_out: F1 | None
+
+
+class Distance(TypedDict):
+    """Of two sets of articles; the interval is None where they are told apart perfectly."""
+
+    roc_auc: float | None
+    interval: list[float] | None
+
+
 def text_features(articles: Sequence[Article]) -> csr_matrix:
     """(n, features) TF-IDF of character 4-grams within words, from the start of each article."""
     least = 2 if len(articles) >= 20 else 1
     vectorizer = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(4, 4), min_df=least, sublinear_tf=True, dtype=np.float32
     )
-    return vectorizer.fit_transform([f"{a.title} {a.content}"[:CHARACTERS] for a in articles])
+    return vectorizer.fit_transform([f"{a.title} {a.content}"[:PROBE_CHARACTERS] for a in articles])
 
 
 def predicted(features: csr_matrix, labels: np.ndarray, folds: Folds) -> np.ndarray:
@@ -78,7 +108,7 @@ def predicted(features: csr_matrix, labels: np.ndarray, folds: Folds) -> np.ndar
     return scores
 
 
-def label_suspects(data: Labelled, scores: np.ndarray) -> list[dict[str, Any]]:
+def label_suspects(data: Labelled, scores: np.ndarray) -> list[Suspect]:
     """The articles with the most doubtful labels, as indices, most doubtful first, at most 60.
 
     Articles that confident learning (cleanlab; Northcutt et al. 2021) calls label issues come before all others. Within
@@ -99,13 +129,13 @@ def label_suspects(data: Labelled, scores: np.ndarray) -> list[dict[str, Any]]:
     ]
 
 
-def f1_on_held_out_sources(data: Labelled, features: csr_matrix, scores: np.ndarray) -> dict[str, Any]:
+def f1_on_held_out_sources(data: Labelled, features: csr_matrix, scores: np.ndarray) -> FastModel:
     """F1 of the fast model on mixed sources, from its ``scores`` (n,), and on sources that it has not seen.
 
     ``held_out`` is None if there are fewer than two sources, or all of them share texts.
     """
     # Sources that share a text are held out together.
-    first: dict[tuple[str, Any], int] = {}
+    first: dict[tuple[str, int | str], int] = {}
     links = []
     for i, (article, cluster) in enumerate(zip(data.articles, data.clusters.tolist(), strict=True)):
         for key in [("cluster", cluster)] + ([("source", article.source)] if article.source else []):
@@ -113,22 +143,22 @@ def f1_on_held_out_sources(data: Labelled, features: csr_matrix, scores: np.ndar
     groups = clusters(len(data.articles), links)
     n_sources = len({a.source for a in data.articles if a.source})
     (mixed,) = threshold_metrics(data.labels, scores, [0.5])
-    result = {"n_sources": n_sources, "mixed": _f1(mixed), "held_out": None}
+    result: FastModel = {"n_sources": n_sources, "mixed": _f1(mixed), "held_out": None}
     n_groups = int(groups.max()) + 1
     if n_sources >= 2 and n_groups >= 2:
-        folds = list(GroupKFold(min(FOLDS, n_groups)).split(groups, groups=groups))
+        folds = list(GroupKFold(min(PROBE_FOLDS, n_groups)).split(groups, groups=groups))
         (apart,) = threshold_metrics(data.labels, predicted(features, data.labels, folds), [0.5])
         result["held_out"] = _f1(apart)
     return result
 
 
-def distance(these: Sequence[Article], those: Sequence[Article], seed: int = 0) -> dict[str, Any] | None:
+def distance(these: Sequence[Article], those: Sequence[Article], seed: int = 0) -> Distance | None:
     """How well the fast model tells two sets of articles apart: ``roc_auc``, 0.5 if it cannot, and its interval.
 
     Classifier two-sample test (Lopez-Paz and Oquab 2017) on at most 2,000 articles per set. None if a set is too small.
     """
     parts = [[part[i] for i in _spaced(len(part), MAX_COMPARED)] for part in (these, those)]
-    if min(map(len, parts)) < 2 * FOLDS:
+    if min(map(len, parts)) < 2 * PROBE_FOLDS:
         return None
     articles = [*parts[0], *parts[1]]
     labels = np.array([0] * len(parts[0]) + [1] * len(parts[1]))
@@ -144,7 +174,7 @@ def total_variation(these: Sequence[str], those: Sequence[str]) -> float:
     return 0.5 * sum(map(abs, shares))
 
 
-def _f1(row: ThresholdMetrics) -> dict[str, Any]:
+def _f1(row: ThresholdMetrics) -> F1:
     return {"f1": row["f1"], "interval": row["intervals"]["f1"]}
 
 

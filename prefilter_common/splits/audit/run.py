@@ -2,18 +2,20 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Literal, TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import COMMERCE, JOURNALISM, Article, load_articles
+from prefilter_common.articles import COMMERCE, JOURNALISM, UNKNOWN, Article, load_articles
 from prefilter_common.errors import InputError
-from prefilter_common.runinfo import file_fingerprint
+from prefilter_common.runinfo import FileFingerprint, file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.audit.probes import (
+    Distance,
+    FastModel,
     Labelled,
     distance,
     f1_on_held_out_sources,
@@ -22,6 +24,13 @@ from prefilter_common.splits.audit.probes import (
     text_features,
     total_variation,
 )
+from prefilter_common.splits.audit.rows import (
+    Duplicates,
+    Reading,
+    ScoreConflicts,
+    ShownArticle,
+    SplitDescription,
+)
 from prefilter_common.splits.audit.sections import (
     describe_split,
     duplicates,
@@ -29,13 +38,15 @@ from prefilter_common.splits.audit.sections import (
     labels_against_scores,
     reading,
 )
-from prefilter_common.splits.audit.shortcuts import shortcuts, telling_phrases
+from prefilter_common.splits.audit.shortcuts import PhraseRow, ShortcutRow, shortcuts, telling_phrases
 from prefilter_common.splits.cleaning import ScoreRule
-from prefilter_common.splits.manifest import UNKNOWN, length_name, made_by, manifest_state
+from prefilter_common.splits.grouping import length_name
+from prefilter_common.splits.guard import ManifestRecord
+from prefilter_common.splits.manifest import MadeBy, made_by, manifest_state
 
 # Shares that the audit warns about: of truncated articles, and of traffic in a language or length that test lacks.
 MANY_CUT = 0.1
-NOTABLE_SHARE = 0.01
+NOTABLE_IN_TRAFFIC = 0.01
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,53 @@ class AuditOptions:
     seed: int = 0
 
 
-def audit(options: AuditOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
+class AuditRun(MadeBy):
+    """What made the report, and the files that it is on."""
+
+    data: dict[str, FileFingerprint]
+
+
+class DistanceRow(TypedDict):
+    """Of two sets: total variation of languages and lengths, 0 to 1, and how well texts tell them apart."""
+
+    sets: list[str]
+    language: float
+    length: float
+    text: Distance | None
+
+
+class SuspectRow(ShownArticle):
+    """An article with a doubtful label."""
+
+    is_issue: bool
+    probability_of_label: float
+
+
+class AuditFindings(TypedDict):
+    """Every section of the report."""
+
+    _run: AuditRun
+    manifest: ManifestRecord | None
+    splits: dict[str, SplitDescription]
+    traffic: SplitDescription | None
+    labels: ScoreConflicts
+    duplicates: Duplicates
+    distances: list[DistanceRow]
+    reading: Reading
+    shortcuts: list[ShortcutRow]
+    phrases: list[PhraseRow]
+    fast_model: FastModel
+    suspects: list[SuspectRow]
+
+
+class AuditReport(AuditFindings):
+    """The content of ``split_audit.json``; ``overlap`` is whether train and test share articles."""
+
+    overlap: bool
+    warnings: list[str]
+
+
+def audit(options: AuditOptions, argv: Sequence[str] = ()) -> AuditReport:
     """The report, as plain JSON values. Raises InputError for files that cannot be read."""
     splits = read_splits(options.splits)
     traffic = load_articles(options.traffic) if options.traffic else None
@@ -62,9 +119,9 @@ def audit(options: AuditOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
     data = Labelled(whole.articles, np.array([a.label for a in whole.articles]), whole.clusters, options.seed)
     features = text_features(whole.articles)
     scores = predicted(features, data.labels, data.folds())
-    report: dict[str, Any] = {
+    report: AuditFindings = {
         "_run": {**made_by(argv), "data": {role: file_fingerprint(path) for role, path in files.items()}},
-        "manifest": asdict(state) if state else None,
+        "manifest": {"sha256": state.sha256, "differs": list(state.differs)} if state else None,
         "splits": {name: describe_split(articles) for name, articles in splits.items()},
         "traffic": describe_split(traffic) if traffic else None,
         "labels": labels_against_scores(whole, options.rule),
@@ -74,10 +131,17 @@ def audit(options: AuditOptions, argv: Sequence[str] = ()) -> dict[str, Any]:
         "shortcuts": shortcuts(data),
         "phrases": telling_phrases(data),
         "fast_model": f1_on_held_out_sources(data, features, scores),
-        "suspects": [{**whole.shown(row.pop("place")), **row} for row in label_suspects(data, scores)],
+        "suspects": [
+            {
+                **whole.shown(row["place"]),
+                "is_issue": row["is_issue"],
+                "probability_of_label": row["probability_of_label"],
+            }
+            for row in label_suspects(data, scores)
+        ],
     }
     overlap = any(row["articles"] for row in report["duplicates"]["across"] if row["splits"] == ["train", "test"])
-    return {**report, "overlap": overlap, "warnings": warnings_of(report)}
+    return {**report, "overlap": overlap, "warnings": audit_warnings(report)}
 
 
 def read_splits(folder: Path) -> dict[str, list[Article]]:
@@ -93,10 +157,12 @@ def read_splits(folder: Path) -> dict[str, list[Article]]:
     return splits
 
 
-def distances(splits: Mapping[str, Sequence[Article]], traffic: Sequence[Article] | None, seed: int) -> list[dict]:
+def distances(
+    splits: Mapping[str, Sequence[Article]], traffic: Sequence[Article] | None, seed: int
+) -> list[DistanceRow]:
     """Distances between train, test and traffic: in language and length (total variation), and in text."""
     sets = {name: splits[name] for name in ("train", "test")} | ({"traffic": traffic} if traffic else {})
-    rows = []
+    rows: list[DistanceRow] = []
     for (a, these), (b, those) in combinations(sets.items(), 2):
         spoken = [[article.language or UNKNOWN for article in part] for part in (these, those)]
         sizes = [[length_name(article) for article in part] for part in (these, those)]
@@ -107,7 +173,7 @@ def distances(splits: Mapping[str, Sequence[Article]], traffic: Sequence[Article
     return rows
 
 
-def warnings_of(report: Mapping[str, Any]) -> list[str]:
+def audit_warnings(report: AuditFindings) -> list[str]:
     """Problems to know about before training on these splits, worst first."""
     found = []
     for row in report["duplicates"]["across"]:
@@ -143,12 +209,15 @@ def warnings_of(report: Mapping[str, Any]) -> list[str]:
     return found + _uncovered(report)
 
 
-def _uncovered(report: Mapping[str, Any]) -> list[str]:
+def _uncovered(report: AuditFindings) -> list[str]:
     traffic, test = report["traffic"], report["splits"]["test"]
-    found = []
-    for by in ("languages", "lengths") if traffic else ():
+    properties: tuple[Literal["languages", "lengths"], ...] = ("languages", "lengths")
+    found: list[str] = []
+    if traffic is None:
+        return found
+    for by in properties:
         shares = {value: n / traffic["articles"] for value, n in traffic[by].items() if not test[by].get(value)}
-        named = [f"{value} ({share:.0%})" for value, share in shares.items() if share >= NOTABLE_SHARE]
+        named = [f"{value} ({share:.0%})" for value, share in shares.items() if share >= NOTABLE_IN_TRAFFIC]
         if named:
             found.append(f"{by} in the traffic but not in test: {', '.join(named)}")
     return found

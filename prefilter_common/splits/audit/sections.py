@@ -4,19 +4,30 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from prefilter_common.articles import LABEL_NAMES, Article
+from prefilter_common.articles import LABEL_NAMES, UNKNOWN, Article
 from prefilter_common.errors import InputError
 from prefilter_common.splits.assignment import NAMES
+from prefilter_common.splits.audit.rows import (
+    AcrossSplits,
+    Duplicates,
+    Matches,
+    Reading,
+    ScoreConflicts,
+    ScoredArticle,
+    ShownArticle,
+    SplitDescription,
+    SplitReading,
+    WithinSplit,
+)
 from prefilter_common.splits.cleaning import ScoreRule, has_own_id
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs, same_id_pairs
-from prefilter_common.splits.manifest import LENGTH_NAMES, UNKNOWN, length_name
+from prefilter_common.splits.grouping import LENGTH_NAMES, length_name
 
 MAX_EXAMPLES = 20
-MAX_TEXT = 600  # characters shown per article
+MAX_SHOWN_TEXT = 600  # characters shown per article
 QUANTILES = (0.1, 0.5, 0.9)
 SAME, LINKED = "same id", "linked"
 # Strongest first. Linked articles share their text only through other articles.
@@ -34,14 +45,14 @@ class Whole:
     pairs: Sequence[Pair]
     clusters: np.ndarray
 
-    def shown(self, place: int) -> dict[str, Any]:
+    def shown(self, place: int) -> ShownArticle:
         """What a report shows of one article."""
         article = self.articles[place]
         return {
             "split": self.names[place],
             "id": article.id,
             "title": article.title[:200],
-            "content": article.content[:MAX_TEXT],
+            "content": article.content[:MAX_SHOWN_TEXT],
             "language": article.language,
             "source": article.source,
             "label": article.label,
@@ -59,7 +70,7 @@ def gather(splits: Mapping[str, Sequence[Article]]) -> Whole:
     return Whole(articles, names, pairs, clusters(len(articles), pairs))
 
 
-def describe_split(articles: Sequence[Article]) -> dict[str, Any]:
+def describe_split(articles: Sequence[Article]) -> SplitDescription:
     """Counts of labels (none for traffic), languages, lengths and sources."""
     labels = Counter(LABEL_NAMES[a.label] for a in articles if a.label is not None)
     lengths = np.array([len(a.title) + len(a.content) for a in articles])
@@ -77,17 +88,19 @@ def describe_split(articles: Sequence[Article]) -> dict[str, Any]:
     }
 
 
-def labels_against_scores(whole: Whole, rule: ScoreRule) -> dict[str, Any]:
+def labels_against_scores(whole: Whole, rule: ScoreRule) -> ScoreConflicts:
     """How many labels contradict the score rule, with examples."""
     scored = [i for i, a in enumerate(whole.articles) if a.commerce_score is not None]
     said = {i: rule.label(whole.articles[i].commerce_score) for i in scored}
     against = [i for i in scored if said[i] not in (None, whole.articles[i].label)]
-    shown = [{**whole.shown(i), "score": whole.articles[i].commerce_score} for i in against[:MAX_EXAMPLES]]
+    shown: list[ScoredArticle] = [
+        {**whole.shown(i), "score": whole.articles[i].commerce_score} for i in against[:MAX_EXAMPLES]
+    ]
     middle = sum(said[i] is None for i in scored)
     return {"scored": len(scored), "against": len(against), "in_the_middle": middle, "examples": shown}
 
 
-def duplicates(whole: Whole) -> dict[str, Any]:
+def duplicates(whole: Whole) -> Duplicates:
     """How many articles share their text with another in the same split, and in another split, with examples.
 
     Each article that repeats another is counted once, by the strongest of ``KINDS`` that links it: across two splits
@@ -101,17 +114,17 @@ def duplicates(whole: Whole) -> dict[str, Any]:
         partners[pair.first].append(pair)
         partners[pair.second].append(pair)
     present = [name for name in NAMES if name in whole.names]
-    within = {}
+    within: dict[str, WithinSplit] = {}
     for name in present:
         groups = [group[name] for group in members.values() if len(group[name]) > 1]
-        sizes = {
+        within[name] = {
             "clusters": len(groups),
             "articles": sum(map(len, groups)),
             "largest": max(map(len, groups), default=0),
+            # The first article of each cluster is not a duplicate, the others are.
+            **_matches(whole, partners, [(i, name, group[0]) for group in groups for i in group[1:]]),
         }
-        # The first article of each cluster is not a duplicate, the others are.
-        within[name] = sizes | _matches(whole, partners, [(i, name, group[0]) for group in groups for i in group[1:]])
-    across = []
+    across: list[AcrossSplits] = []
     for first, second in SPLIT_PAIRS:
         if first in present and second in present:
             both = [group for group in members.values() if group[first] and group[second]]
@@ -122,7 +135,7 @@ def duplicates(whole: Whole) -> dict[str, Any]:
     return {"within": within, "across": across, "both_labels": len(torn), "contradicting": contradicting[:MAX_EXAMPLES]}
 
 
-def _matches(whole: Whole, partners: Mapping[int, Sequence[Pair]], wanted: Sequence[tuple[int, str, int]]) -> dict:
+def _matches(whole: Whole, partners: Mapping[int, Sequence[Pair]], wanted: Sequence[tuple[int, str, int]]) -> Matches:
     """Counts by kind, and examples, of articles and the strongest match of each.
 
     Args:
@@ -137,14 +150,16 @@ def _matches(whole: Whole, partners: Mapping[int, Sequence[Pair]], wanted: Seque
         found.append((best, i, others.get(best, linked)))
     found.sort(key=lambda match: (KINDS.index(match[0].kind), -match[0].similarity))
     counts = Counter(best.kind for best, _, _ in found)
-    examples = [
-        {"kind": best.kind, "similarity": best.similarity, "article": whole.shown(i), "other": whole.shown(other)}
-        for best, i, other in found[:MAX_EXAMPLES]
-    ]
-    return {"kinds": {kind: counts[kind] for kind in KINDS if counts[kind]}, "examples": examples}
+    return {
+        "kinds": {kind: counts[kind] for kind in KINDS if counts[kind]},
+        "examples": [
+            {"kind": best.kind, "similarity": best.similarity, "article": whole.shown(i), "other": whole.shown(other)}
+            for best, i, other in found[:MAX_EXAMPLES]
+        ],
+    }
 
 
-def reading(splits: Mapping[str, Sequence[Article]], model: str | None) -> dict[str, Any]:
+def reading(splits: Mapping[str, Sequence[Article]], model: str | None) -> Reading:
     """The share of articles in each split that a model truncates, measured with its own tokenizer.
 
     Raises InputError if ``model`` is given and cannot be read; the packaged encoder may be missing.
@@ -166,7 +181,7 @@ def reading(splits: Mapping[str, Sequence[Article]], model: str | None) -> dict[
         raise InputError(f"{directory}: contains no tokenizer.json; pass a model directory")
     max_length = (read_contract(directory) or Contract()).max_length
     tokenizer = ArticleTokenizer(Tokenizer.from_file(str(directory / "tokenizer.json")), pad_token_id=0)
-    shares = {}
+    shares: dict[str, SplitReading] = {}
     for name, articles in splits.items():
         lengths = np.array([len(ids) for ids in tokenizer.encode(articles)])
         shares[name] = {"share_cut": float((lengths > max_length).mean()), "median_tokens": int(np.median(lengths))}

@@ -4,21 +4,20 @@ The rule for each property is measured on articles that it was not fitted on.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.tree import DecisionTreeClassifier
 
-from prefilter_common.articles import Article
-from prefilter_common.splits.audit.probes import CHARACTERS, Labelled
+from prefilter_common.articles import UNKNOWN, Article
+from prefilter_common.splits.audit.probes import PROBE_CHARACTERS, Labelled
 from prefilter_common.splits.cleaning import published
-from prefilter_common.splits.manifest import UNKNOWN
 from prefilter_common.statistics.metrics import threshold_metrics
 
 # These rules are quick to fit, and a source with few articles needs all of them.
-FOLDS = 10
+RULE_FOLDS = 10
 MAX_PHRASES = 10
 MAX_PHRASE_TEXTS = 5_000
 # A property that leaves at most half of the errors of always guessing the more frequent label is a shortcut.
@@ -26,7 +25,27 @@ SHORTCUT = 0.5
 Rule = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def shortcuts(data: Labelled) -> list[dict[str, Any]]:
+class ShortcutRow(TypedDict):
+    """How well one property predicts the label; ``majority`` is the share that always guessing one label gets right."""
+
+    property: str
+    accuracy: float
+    interval: list[float]
+    f1: float
+    majority: float
+    errors_left: float
+    is_shortcut: bool
+
+
+class PhraseRow(TypedDict):
+    """A phrase, and how many articles of each label use it."""
+
+    phrase: str
+    commerce: int
+    journalism: int
+
+
+def shortcuts(data: Labelled) -> list[ShortcutRow]:
     """How well each property on its own predicts the labels of articles that its rule was not fitted on.
 
     ``errors_left`` is relative to always guessing the more frequent label. A property that leaves at most half of these
@@ -47,9 +66,9 @@ def shortcuts(data: Labelled) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["accuracy"])
 
 
-def _shortcut(name: str, data: Labelled, rule: Rule) -> dict[str, Any]:
+def _shortcut(name: str, data: Labelled, rule: Rule) -> ShortcutRow:
     guesses = np.zeros(len(data.labels), int)
-    for train, test in data.folds(FOLDS):
+    for train, test in data.folds(RULE_FOLDS):
         guesses[test] = rule(train, test)
     majority = float(max(data.labels.mean(), 1 - data.labels.mean()))
     (row,) = threshold_metrics(data.labels, guesses, [0.5])
@@ -103,7 +122,7 @@ def by_phrase(present: csr_matrix, labels: np.ndarray) -> Rule:
 
 def phrase_matrix(articles: Sequence[Article]) -> tuple[csr_matrix, list[str]]:
     """(n, phrases) 0 or 1, and the phrases: one to three words, in at least 2 % of the articles and in three."""
-    texts = [f"{a.title} {a.content}"[:CHARACTERS] for a in articles]
+    texts = [f"{a.title} {a.content}"[:PROBE_CHARACTERS] for a in articles]
     least = min(max(3, len(texts) // 50), len(texts))
     vectorizer = CountVectorizer(
         binary=True, ngram_range=(1, 3), min_df=least, token_pattern=r"(?u)\b\w+\b", dtype=np.float32
@@ -122,7 +141,7 @@ def phrase_accuracy(present: csr_matrix, labels: np.ndarray) -> np.ndarray:
     return (np.maximum(commerce, used - commerce) + np.maximum(rest, unused - rest)) / len(labels)
 
 
-def telling_phrases(data: Labelled) -> list[dict[str, Any]]:
+def telling_phrases(data: Labelled) -> list[PhraseRow]:
     """The phrases that predict the label best on their own, with the number of articles of each label that use them."""
     data = data.spaced(MAX_PHRASE_TEXTS)
     present, phrases = phrase_matrix(data.articles)
