@@ -67,19 +67,25 @@ def paired_f1_difference(
     """F1 of decisions ``a`` minus F1 of decisions ``b``, its interval, and a two-sided p-value: the Bayesian bootstrap.
 
     Articles are weighted at random within each label, both decisions of an article together (Rubin 1981). An article
-    matters only by its label and the two decisions, so the weights of each label are one Dirichlet draw. A quarter of
-    an article is added to each of its four outcomes (Perks 1947), or else the interval would be a single point where no
-    decision differs: 0 of 60 may be 4 % of all. That makes half an article in favour of each side, as in Jeffreys'
-    interval of a proportion; half for each outcome would make the interval too wide where few decisions differ.
+    matters only by its label and the two decisions, so the weights of each label are one Dirichlet draw. In half of the
+    draws one more article is right only by ``a``, and independently in half of them one more only by ``b``, as mid-P
+    intervals are made for a proportion (Hannig 2009); or else the interval would be a single point where no decision
+    differs: 0 of 60 may be 5 % of all.
 
-    In simulations the interval covers the true difference in 93.9 to 95.7 % where 5 or more decisions are expected to
-    differ, in 93.0 % or more where fewer are, and up to always where that is at most one.
+    In simulations with 60 to 1,000 articles the interval covers the true difference in 94 to 97 % where 5 or more
+    decisions are expected to differ. Where fewer are, it covers 94 % or more, and rises to 100 % below two.
     """
     rng = np.random.default_rng(seed)
     kind = 2 * a.astype(int) + b.astype(int)  # 0 neither, 1 only b, 2 only a, 3 both
-    counts = [np.bincount(kind[labels == label], minlength=4) for label in (0, 1)]
-    drawn = [c.sum() * rng.dirichlet(c + 0.25, size=PAIRED_DRAWS) for c in counts]
-    observed = float(_f1_gap(*(c[None] for c in counts))[0])
+    counts = np.array([np.bincount(kind[labels == label], minlength=4) for label in (0, 1)])
+    weights = np.repeat(counts[:, None].astype(float), PAIRED_DRAWS, axis=1)
+    draws = np.arange(PAIRED_DRAWS)
+    for right in (2, 1):  # of commerce; of journalism the other one is right
+        label = (rng.random(PAIRED_DRAWS) < labels.mean()).astype(int)
+        weights[label, draws, np.where(label == COMMERCE, right, 3 - right)] += rng.random(PAIRED_DRAWS) < 0.5
+    weights = rng.standard_gamma(weights)
+    drawn = weights / np.maximum(weights.sum(axis=2, keepdims=True), 1e-12) * counts.sum(axis=1)[:, None, None]
+    observed = float(_f1_gap(*counts[:, None])[0])
     gaps = _f1_gap(*drawn)
     low, high = np.quantile(gaps, [ALPHA / 2, 1 - ALPHA / 2])
     tail = min((gaps <= 0).sum(), (gaps >= 0).sum())
