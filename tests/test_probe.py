@@ -85,6 +85,16 @@ def test_the_head_decides_as_the_probe_does(base, articles):
     assert ((given >= 0) == (wanted >= 0)).all()
 
 
+def test_the_probe_reads_a_bounded_number_of_articles(base, articles, monkeypatch):
+    train, val, _ = articles
+    probe.add_mean_layer(base.model)
+    read, features = [], probe._features
+    monkeypatch.setattr(probe, "_features", lambda model, texts: read.append(len(texts)) or features(model, texts))
+    monkeypatch.setattr(probe, "MOST_ARTICLES", 12)
+    probe.start_from_probe(base, train, val, LP_FT)
+    assert read == [24, 24]  # each also cut
+
+
 def test_the_penalty_is_chosen_on_validation():
     """Labels that only one of a hundred features explains, from few articles: the strongest penalty is not the best."""
     rng = np.random.default_rng(0)
