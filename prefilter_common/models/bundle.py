@@ -38,7 +38,7 @@ from prefilter_common.outputs import new_directory, partial_name, require_files
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "bundle.json"
+LISTING = "bundle.json"
 RECORDS = {CARD_FILE, CONTRACT_FILE, METRICS_FILE, RECOMMENDATION_FILE, RUN_FILE, VALIDATION_FILE}
 BLOCK = 1 << 20
 
@@ -82,8 +82,8 @@ def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
     partial = partial_name(archive)
     try:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
-            manifest = json.dumps({"files": files}, indent=2).encode()
-            _add(tar, MANIFEST, len(manifest), io.BytesIO(manifest))
+            listing = json.dumps({"files": files}, indent=2).encode()
+            _add(tar, LISTING, len(listing), io.BytesIO(listing))
             for name in names:
                 with (directory / name).open("rb") as content:
                     _add(tar, name, files[name]["bytes"], content)
@@ -116,7 +116,7 @@ def unpack(archive: Path, directory: Path, overwrite: bool = False) -> dict[str,
     try:
         with tarfile.open(archive, "r:") as tar:
             members = iter(tar)
-            files = _read_manifest(tar, members)
+            files = _read_listing(tar, members)
             with new_directory(directory, overwrite) as partial:
                 left = dict(files)
                 for member in members:
@@ -139,11 +139,11 @@ def _add(tar: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> None
     tar.addfile(member, content)
 
 
-def _read_manifest(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> dict[str, FileRecord]:
+def _read_listing(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> dict[str, FileRecord]:
     first = next(members, None)
-    content = tar.extractfile(first) if first is not None and first.name == MANIFEST else None
+    content = tar.extractfile(first) if first is not None and first.name == LISTING else None
     if content is None:
-        raise ValueError(MANIFEST)
+        raise ValueError(LISTING)
     files = parse_json(content.read().decode())["files"]
     for name in files:
         path = Path(name)

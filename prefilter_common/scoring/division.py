@@ -10,7 +10,7 @@ from prefilter_common.files import parse_json
 from prefilter_common.scoring.rows import ScoreRow
 
 
-def divide(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
+def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
     """Write the input's own rows, with ``prefilter_score`` added, into the file of each part they belong to.
 
     Args:

@@ -32,7 +32,7 @@ from prefilter_common.articles import read_articles
 from prefilter_common.cli import Parser, batch_size, configure_logging, threads
 from prefilter_common.errors import InputError
 from prefilter_common.outputs import kept_directory, partial_name, require_files
-from prefilter_common.scoring.division import divide
+from prefilter_common.scoring.division import write_parts
 from prefilter_common.scoring.engines import ENGINES, EngineName
 from prefilter_common.scoring.rows import MADE_WITH_FILE, ROWS_FILE, Run, require_same_run, write_rows
 from prefilter_common.scoring.scorer import Scorer
@@ -186,7 +186,7 @@ def deliver(options: Options, articles: Path, folder: Path) -> None:
     """Move the complete outputs into place; the rows last, so that a run killed in between can divide again."""
     rows = folder / ROWS_FILE
     made = {part: folder / f"{part}.jsonl" for part in options.divided}
-    divide(articles, rows, made)
+    write_parts(articles, rows, made)
     for part, path in made.items():
         _deliver(path, options.divided[part])
     if options.output:

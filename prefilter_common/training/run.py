@@ -111,7 +111,7 @@ def train_seeds(
         {"seed": seed, "eval_f1": row["eval_f1"], "eval_loss": row["eval_loss"], "best_epoch": row["best_epoch"]}
         for seed, row in zip(seeds, metrics, strict=True)
     ]
-    best = max(range(len(seeds)), key=lambda i: quality(metrics[i]))
+    best = max(range(len(seeds)), key=lambda i: by_validation(metrics[i]))
     # What is frozen is the same in each, so that the last model can take the weights of any.
     model = one.checkpoint.model
     model.load_state_dict({name: sum(w[name] for w in weights) / len(seeds) for name in weights[0]}, strict=False)
@@ -121,7 +121,7 @@ def train_seeds(
         f"{len(seeds)} seeds | validation f1 {np.mean(f1):.3f} ± {np.std(f1, ddof=1):.3f}, {min(f1):.3f} to "
         f"{max(f1):.3f} | mean of their weights {figures['eval_f1']:.3f}"
     )
-    use_mean = quality(figures) > quality(metrics[best])
+    use_mean = by_validation(figures) > by_validation(metrics[best])
     if not use_mean:
         model.load_state_dict(weights[best], strict=False)
     log.info(f"keeping {'the mean' if use_mean else f'seed {seeds[best]}'}")
@@ -131,7 +131,7 @@ def train_seeds(
     return Trained(one.checkpoint, chosen, runs[0])
 
 
-def quality(metrics: "ValidationFigures") -> tuple[float, float]:
+def by_validation(metrics: "ValidationFigures") -> tuple[float, float]:
     """By which the best of several models is kept: validation F1 and, among equals, log loss."""
     return metrics["eval_f1"], -metrics["eval_loss"]
 
