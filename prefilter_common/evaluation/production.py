@@ -11,8 +11,8 @@ from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, cro
 from prefilter_common.evaluation.traffic.audit import AuditSection
 from prefilter_common.evaluation.traffic.rows import FlagRate
 from prefilter_common.evaluation.traffic.section import TrafficSection
-from prefilter_common.statistics.intervals import effective_size
-from prefilter_common.statistics.metrics import as_interval, counts_at, wilson
+from prefilter_common.statistics.intervals import effective_size, mid_p
+from prefilter_common.statistics.metrics import as_interval, counts_at
 from prefilter_common.statistics.operating_points import DEFAULT, MAX_BLOCKED
 from prefilter_common.statistics.prevalence import (
     Confusion,
@@ -176,7 +176,7 @@ def _estimate(labels: np.ndarray, model: Scored, rate: FlagRate | None, n_effect
         return None
     confusion = confusion_at(labels, model.scores, model.threshold)
     found = prevalence_from_flags(rate["rate"], n_effective, confusion)
-    low, high = (float(limit) for limit in wilson(confusion["fp"], confusion["n_journalism"]))
+    low, high = (float(limit) for limit in mid_p(confusion["fp"], confusion["n_journalism"]))
     warning = None
     if found and found[1][1] == 0:
         warning = (
@@ -209,8 +209,8 @@ def _panel_row(
         "false_positive_rate": confusion["fp"] / n_journalism if n_journalism else None,
         "intervals": {
             "precision": as_interval(*limits),
-            "recall": as_interval(*wilson(confusion["tp"], n_commerce)),
-            "false_positive_rate": as_interval(*wilson(confusion["fp"], n_journalism)),
+            "recall": as_interval(*mid_p(confusion["tp"], n_commerce)),
+            "false_positive_rate": as_interval(*mid_p(confusion["fp"], n_journalism)),
         },
         "per_1000": per_thousand(prevalence, confusion),
         "saving_per_1000": saved and saved[0],
@@ -227,7 +227,7 @@ def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[BlockedRow]
         if n:
             rows.append({
                 "by": part.by, "value": part.value, "n_journalism": n, "n_blocked": k, "rate": k / n,
-                "interval": as_interval(*wilson(k, n)), "enough": n >= MIN_ARTICLES,
+                "interval": as_interval(*mid_p(k, n)), "enough": n >= MIN_ARTICLES,
             })  # fmt: skip
     return sorted(rows, key=lambda row: (not row["enough"], -row["rate"], -row["n_journalism"]))
 

@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import norm
 
 from prefilter_common.statistics.intervals import STEPS, Number, combination_interval, mid_p, ratio_interval
-from prefilter_common.statistics.metrics import CONFIDENCE, Interval, as_interval, wilson
+from prefilter_common.statistics.metrics import CONFIDENCE, Interval, as_interval
 
 PER = 1_000  # articles
 # A model that finds this share of the commerce is what ``journalism_needed`` assumes.
@@ -116,7 +116,7 @@ def per_thousand(prevalence: float, confusion: Confusion) -> dict[str, dict[str,
     return {
         name: {
             "value": scale * count / max(n, 1),
-            "interval": as_interval(*(scale * limit for limit in wilson(count, n))),
+            "interval": as_interval(*(scale * limit for limit in mid_p(count, n))),
         }
         for name, (scale, count, n) in counts.items()
     }
