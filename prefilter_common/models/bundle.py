@@ -96,7 +96,8 @@ def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
 def deployed(directory: Path) -> list[str]:
     """The files that a deployment needs, relative to the model directory, sorted."""
     recommended = read_recommendation(directory)
-    engine = recommended["engine"].replace("bf16", "fp32") if recommended else ""  # bf16 is the same converted model
+    # What runs as bf16 is converted as fp32.
+    engine = str(recommended["engine"]).replace("bf16", "fp32") if recommended else ""
     folder = directory / engine
     if engine and "/" not in engine and folder.is_dir():
         kept = [path for path in folder.rglob("*") if path.is_file()]
