@@ -27,6 +27,7 @@ def test_holm_known_answer():
     assert holm([0.6, 0.7]).tolist() == [1, 1] and holm([]).tolist() == []
 
 
+@pytest.mark.slow
 def test_the_bootstrap_of_the_difference_is_that_of_whole_articles():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 150)

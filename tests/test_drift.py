@@ -115,6 +115,7 @@ def test_bad_files_are_named(tmp_path, capsys, text, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "q"), [([0.46, 0.38, 0.12, 0.04], [0.3, 0.5, 0.15, 0.05]), ([0.1] * 10, [0.2] + [0.8 / 9] * 9)]
 )
@@ -129,6 +130,7 @@ def test_95_of_100_intervals_hold_the_truth(p, q):
     assert 0.93 <= held / runs <= 0.97
 
 
+@pytest.mark.slow
 def test_equal_traffic_rarely_alarms():
     rng = np.random.default_rng(0)
     alarms = [flag_change(rng.random(1_000) < 0.05, rng.random(1_000) < 0.05, 1.5)["changed"] for _ in range(200)]

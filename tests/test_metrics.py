@@ -93,6 +93,7 @@ def test_metrics_at_a_threshold_are_scikit_learns(pairs, step):
     assert row["confusion_matrix"] == expected["confusion_matrix"]
 
 
+@pytest.mark.slow
 def test_the_areas_are_scikit_learns_and_their_errors_a_bootstraps():
     rng = np.random.default_rng(0)
     labels = np.array([0, 1] * 30)

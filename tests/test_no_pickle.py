@@ -21,6 +21,8 @@ from prefilter_common.models.checkpoints import load_base_model
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "prefilter_common").rglob("*.py")])
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pandas"}
 
+pytestmark = pytest.mark.slow
+
 
 def is_pickle(path):
     """Whether a file is a pickle, bare as ``training_args.bin`` once was or in a zip as torch writes it."""

@@ -169,6 +169,7 @@ def test_repeated_texts_count_for_fewer():
     assert total == pytest.approx(0.8) and low == pytest.approx(0.8 - np.hypot(0.2, 0.2)) and high < 1.03
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("often", ["once", "twice on average", "some very often"])
 @pytest.mark.parametrize("rate", [0.05, 0.2])
 def test_95_of_100_intervals_of_the_flag_rate_hold_the_truth(often, rate):

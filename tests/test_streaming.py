@@ -16,6 +16,8 @@ from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(trained):
@@ -151,7 +153,6 @@ def test_a_run_killed_after_its_last_row_is_only_renamed(tmp_path, model, source
     assert [row["id"] for row in read_rows(output)] == expected
 
 
-@pytest.mark.slow
 def test_a_killed_process_is_resumed(tmp_path, model, source):
     output = tmp_path / "out.jsonl"
     script = (
@@ -349,7 +350,6 @@ def test_only_what_is_asked_for_is_written(tmp_path, model, source):
     assert names(tmp_path) == ["b.jsonl", "in.jsonl"]
 
 
-@pytest.mark.slow
 def test_it_stands_in_a_pipe(tmp_path, model, source):
     expected = tmp_path / "expected.jsonl"
     assert run_command(model, source, "--passed", expected).returncode == 0
@@ -441,7 +441,6 @@ def test_a_chunk_ends_after_so_many_articles_or_characters(monkeypatch):
     assert not any(article.extra for chunk in chunks for article in chunk)
 
 
-@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tmp_path, model):
     """Keeping the articles of the longer file would take some 40 MiB more."""
     peaks = []
