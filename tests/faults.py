@@ -5,6 +5,7 @@ raise. What a library writes natively is not seen: the weights (safetensors), th
 models (OpenVINO, ONNX). The kills at random moments in ``killed_runs`` cover those.
 """
 
+import gc
 import os
 from contextlib import contextmanager
 from sys import addaudithook
@@ -67,3 +68,4 @@ def faults(folder, step, error):
         yield _plan
     finally:
         _plan = None
+        gc.collect()  # a killed process holds no lock, and here a cycle of frames may keep one

@@ -15,7 +15,7 @@ from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import TwoPass
 from prefilter_common.models.directory import read_contract, read_record, write_contract
 from prefilter_common.scoring.conversion import ENGINE_FILE, convert
-from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.engines import REFERENCE, EngineName
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -193,8 +193,10 @@ def test_the_frontier_is_what_nothing_else_beats():
 def test_operations_are_those_that_the_layers_need(trained):
     from prefilter_common.benchmark.timing import operations
 
-    model = load_checkpoint(trained / "tiny").model
+    model = Scorer.load(trained / "tiny", engine=REFERENCE).engine.model
     n, t, width, inner, layers = 3, 50, 32, 64, 2
-    expected = n * layers * (2 * t * (4 * width**2 + 2 * width * inner) + 4 * t**2 * width)
+    whole = 2 * t * (4 * width**2 + 2 * width * inner) + 4 * t**2 * width
+    last = 2 * t * 2 * width**2 + 2 * (2 * width**2 + 2 * width * inner) + 4 * t * width  # of the first token alone
+    expected = n * (layers * whole + last)
     assert operations(model)((n, t)) == pytest.approx(expected, rel=0.01)
     assert np.isfinite(expected)

@@ -15,7 +15,7 @@ import train_encoder
 from prefilter_common import outputs
 from prefilter_common.benchmark import timing
 from prefilter_common.outputs import kept_directory, new_directory
-from prefilter_common.scoring import streaming
+from prefilter_common.scoring import rows, streaming
 from prefilter_common.scoring.conversion import is_current
 from prefilter_common.training.interruption.resume import complete_checkpoints
 
@@ -171,7 +171,7 @@ def test_evaluation(tmp_path, trained, data_dir, capsys, error, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
 def test_scoring(tmp_path, trained, data_dir, capsys, error, monkeypatch):
-    monkeypatch.setattr(streaming, "CHUNK", 10)
+    monkeypatch.setattr(rows, "CHUNK", 10)
     folder = tmp_path / "out"
     run = command(streaming, [trained / "tiny", data_dir / "train.jsonl", folder / "scores.jsonl"])
     assert run() == 0
