@@ -18,6 +18,8 @@ from prefilter_common.splits.audit.sections import duplicates, gather
 from prefilter_common.splits.audit.shortcuts import shortcuts
 from prefilter_common.splits.cleaning import to_record
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("train", "val", "test")
 DATA = ROOT.parent / "shared" / "data"
 EVIL = "<script>alert(1)</script>\"onload='x' \x00\u202e</svg></style>"
@@ -44,7 +46,6 @@ def model(classifiers):
     return classifiers["minilm"]
 
 
-@pytest.mark.slow
 def test_the_hand_written_splits_do_not_overlap(splits, model, capsys):
     code, report = splits[1]("--model", model)
     assert code == 0 and not report["overlap"]
@@ -55,7 +56,6 @@ def test_the_hand_written_splits_do_not_overlap(splits, model, capsys):
     assert "test in train" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_without_the_packaged_encoder_only_truncation_is_not_measured(splits, monkeypatch):
     def absent():
         raise InputError("the packaged encoder is not installed here")
@@ -66,7 +66,6 @@ def test_without_the_packaged_encoder_only_truncation_is_not_measured(splits, mo
     assert splits[1]("--model", "nowhere")[0] == 2
 
 
-@pytest.mark.slow
 def test_leaks_flipped_labels_and_a_missing_manifest_are_found(splits, model):
     articles, run = splits
     copied = articles["test"][:6]
@@ -108,7 +107,6 @@ def test_a_phrase_that_gives_the_label_away_is_a_shortcut(splits):
     assert [row["property"] for row in shortcuts(data) if row["is_shortcut"]] == ["phrase"]
 
 
-@pytest.mark.slow
 def test_traffic_is_compared_and_languages_missing_from_test_are_named(splits, model, tmp_path):
     traffic = write_jsonl(
         tmp_path / "traffic.jsonl",
@@ -138,7 +136,6 @@ def test_many_more_flipped_labels_are_suspected_than_by_chance(splits):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the register corpora")
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_half_of_the_flipped_labels_are_suspected_in_the_register_corpora(seed):
     articles = [a for name in NAMES for a in load_articles(DATA / "registers" / f"{name}.jsonl")]
@@ -146,7 +143,6 @@ def test_half_of_the_flipped_labels_are_suspected_in_the_register_corpora(seed):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the register corpora")
-@pytest.mark.slow
 def test_the_register_corpora_are_split_cleanly(tmp_path, model):
     rows = [to_record(a) for name in NAMES for a in load_articles(DATA / "registers" / f"{name}.jsonl")]
     write_jsonl(tmp_path / "in.jsonl", [{**row, "commerce_score": 9.0 if row["label"] else 1.0} for row in rows])
@@ -173,7 +169,6 @@ def test_real_news_is_repaired_and_its_source_is_a_shortcut(tmp_path, model):
     assert [row["property"] for row in report["shortcuts"] if row["is_shortcut"]] == ["source"]
 
 
-@pytest.mark.slow
 def test_the_page_is_valid_and_escapes_hostile_texts(splits, model, tmp_path):
     articles, run = splits
     copy = replace(articles["test"][0], label=1 - articles["test"][0].label)

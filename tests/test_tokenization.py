@@ -17,6 +17,8 @@ from prefilter_common.models.packaged_encoder import packaged_encoder
 from prefilter_common.scoring import tokenization
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
+pytestmark = pytest.mark.slow
+
 FAMILIES = {"distilbert": 2, "minilm": 2, "xlm-roberta": 2, "qwen": 0}  # and how many special tokens each adds
 ODD = [
     "",
@@ -52,7 +54,6 @@ def assert_same(pair, articles, lengths):
         assert max(map(len, expected)) <= n
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_splits(tokenizers, family):
     articles = [article for name in ("train", "val", "test") for article in load_articles(SPLITS / f"{name}.jsonl")]
@@ -190,7 +191,6 @@ def test_the_parts_of_a_text_divided_at_a_break_have_the_tokens_of_the_whole(div
     assert_breaks_divide(dividers[kind], text)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", DIVIDERS)
 @settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=TANGLED)
@@ -210,7 +210,6 @@ def test_reading_in_pieces_changes_nothing(tokenizers, family, title, content, n
         assert ours.encode([Article(title, content)], n) == [expected]
 
 
-@pytest.mark.slow
 def test_the_packaged_encoders_own_tokenizer():
     theirs = AutoTokenizer.from_pretrained(packaged_encoder())
     ours = ArticleTokenizer.of(theirs)
@@ -250,7 +249,6 @@ def test_a_tokenizer_that_is_not_listed_reads_a_text_whole(tiny_models, step, va
     assert ArticleTokenizer(tokenizer, 0)._breaks is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("part", ["word ", "a", " "])
 def test_an_article_of_20_mb_takes_no_memory(tokenizers, family, part):
