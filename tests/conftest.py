@@ -163,6 +163,17 @@ def data_dir(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests of equal bytes: sums are then taken in the same order each time."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 TRAIN_FLAGS = ["--epochs", "2", "--batch-size", "8", "--max-length", "64", "--learning-rate", "1e-3"]
 # What "auto" stands for depends on the processor.
 TRAIN_FLAGS += ["--precision", "fp32"]

@@ -60,9 +60,12 @@ def test_the_recommended_engine_goes_without_the_checkpoint(model):
     assert deployed(model) == ["cpu_benchmark.json", *engine, "prefilter.json", "run.json"]
 
 
-@pytest.mark.parametrize("recommended", ["pytorch-fp32", "../m", "", None])
+@pytest.mark.parametrize(
+    "recommended",
+    [{"engine": "pytorch-fp32"}, {"engine": ".."}, {"engine": "../m"}, {"engine": ""}, {"engine": None}, {}],
+)
 def test_without_one_the_checkpoint_goes(model, recommended):
-    (model / "cpu_benchmark.json").write_text(json.dumps({"engine": recommended}), encoding="utf-8")
+    (model / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
     files = {"cpu_benchmark.json", "config.json", "model.safetensors", "prefilter.json", "run.json", "tokenizer.json"}
     assert set(deployed(model)) == files
 

@@ -62,7 +62,7 @@ def test_the_merged_directory_is_a_plain_checkpoint(families):
 def test_a_reloaded_model_scores_as_it_did_after_training(families, name, data_dir):
     models_dir, in_memory = families
     articles = load_articles(data_dir / "test.jsonl")
-    assert in_memory[name].std() > 2e-5  # else agreement would prove nothing
+    assert in_memory[name].std() > 1e-3  # else agreement would prove nothing
     np.testing.assert_allclose(Scorer.load(models_dir / name, "cpu").score(articles), in_memory[name], atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.provenance import launcher
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 SCRIPTS = {
     "classic": (train_encoder, "minilm", "model"),
@@ -32,15 +32,6 @@ SCRIPTS = {
 FLAGS = ["--max-train-samples", 42, "--epochs", 3, "--max-length", 64, "--learning-rate", "1e-3", "--precision", "fp32"]
 PLAIN, ACCUMULATED = ["--batch-size", 8], ["--batch-size", 4, "--gradient-accumulation-steps", 2]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So that sums are taken in the same order each time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

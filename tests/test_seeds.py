@@ -12,21 +12,12 @@ import prefilter_common.training.run
 import train_encoder
 from prefilter_common.training.progress import ProgressLog
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 FLAGS = ["--max-train-samples", 24, "--max-val-samples", 16, "--epochs", 1, "--max-length", 64]
 # What "auto" stands for depends on the processor.
 FLAGS += ["--learning-rate", "1e-3", "--precision", "fp32"]
 GOOD = {"eval_loss": 0.0, "eval_accuracy": 1.0, "eval_f1": 1.1, "eval_precision": 1.0, "eval_recall": 1.0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """So that sums are taken in the same order each time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

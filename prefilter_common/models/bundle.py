@@ -97,10 +97,9 @@ def deployed(directory: Path) -> list[str]:
     """The files that a deployment needs, relative to the model directory, sorted."""
     recommended = read_recommendation(directory)
     # What runs as bf16 is converted as fp32.
-    engine = str(recommended["engine"]).replace("bf16", "fp32") if recommended else ""
-    folder = directory / engine
-    if engine and "/" not in engine and folder.is_dir():
-        kept = [path for path in folder.rglob("*") if path.is_file()]
+    engine = str(recommended.get("engine")).replace("bf16", "fp32") if recommended else None
+    if engine in {path.name for path in directory.iterdir() if path.is_dir()}:
+        kept = [path for path in (directory / engine).rglob("*") if path.is_file()]
         kept += [directory / name for name in RECORDS if (directory / name).is_file()]
     else:
         kept = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
