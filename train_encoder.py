@@ -18,11 +18,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from prefilter_common.cli import Parser, configure_logging, exit_code
-from prefilter_common.models.directory import require_model_output
+from prefilter_common.cli import Parser, configure_logging, count, exit_code
+from prefilter_common.models.base_models import FAMILIES
+from prefilter_common.models.directory import read_record, require_model_output
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
 from prefilter_common.training.provenance import Job
-from prefilter_common.training.recipe import CLASSIC, LP_FT, RECIPES, Recipe, add_training_arguments
+from prefilter_common.training.recipe import CLASSIC, DISTILLATION, LP_FT, RECIPES, Recipe, add_training_arguments
 from prefilter_common.training.run import train_model_directory
 
 
@@ -30,15 +31,19 @@ def main(argv: list[str] | None = None) -> int:
     """Fine-tune the encoder. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
-    require_model_output(args.output, args.overwrite, [args.data_dir, Path(args.model)])
-    train_model_directory(Job.from_args(args), Recipe.from_args(args, RECIPES[args.recipe]), argv)
+    require_model_output(args.output, args.overwrite, [args.data_dir, Path(args.model), *(args.teacher or ())])
+    train_model_directory(Job.from_args(args), Recipe.from_args(args, defaults_of(args)), argv)
     return 0
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line; ``output`` defaults to a folder under models/ named after the model."""
     parser = Parser(__doc__)
-    parser.add_argument("--model", default=PACKAGED_ENCODER, help="hub name or directory of the encoder to fine-tune")
+    parser.add_argument(
+        "--model",
+        help="hub name or directory of the encoder to fine-tune (default: the first --teacher where that is an "
+        f"encoder, else {PACKAGED_ENCODER}, the packaged one)",
+    )
     parser.add_argument(
         "--output", type=Path, help="model directory to write (default: models/ followed by the model's name)"
     )
@@ -51,13 +56,42 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         f"are cut to the length of a feed's snippet; classic: fine-tune everything from a random head, by default at a "
         f"learning rate of {CLASSIC.learning_rate:g}",
     )
+    distillation = parser.add_argument_group("distillation")
+    distillation.add_argument(
+        "--teacher",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="learn the scores of this model, or the mean of several, besides the labels",
+    )
+    distillation.add_argument(
+        "--unlabelled", type=Path, metavar="FILE", help="articles without labels, on which only the teacher is heard"
+    )
+    distillation.add_argument(
+        "--layers", type=count, metavar="N", help="keep only the first N layers of the encoder (default: all)"
+    )
     add_training_arguments(parser, LP_FT)
     args = parser.parse_args(argv)
-    if args.recipe != "lp-ft":  # it has defaults of its own; flags that are given override them
-        parser.set_defaults(**{key: value for key, value in asdict(RECIPES[args.recipe]).items() if key in args})
-        args = parser.parse_args(argv)
+    if args.unlabelled and not args.teacher:
+        parser.error("--unlabelled needs --teacher, which says what its articles are")
+    parser.set_defaults(**{key: value for key, value in asdict(defaults_of(args)).items() if key in args})
+    args = parser.parse_args(argv)  # again: a recipe has defaults of its own, and flags that are given override them
+    args.model = args.model or base_of(args.teacher)
     args.output = args.output or Path("models") / Path(args.model).name
     return args
+
+
+def defaults_of(args: argparse.Namespace) -> Recipe:
+    """The recipe that flags override."""
+    return DISTILLATION if args.teacher and args.recipe == "lp-ft" else RECIPES[args.recipe]
+
+
+def base_of(teachers: list[Path] | None) -> str:
+    """What a student starts from when no ``--model`` is named: the first teacher, unless it is no encoder."""
+    config = teachers[0] / "config.json" if teachers else None
+    if config and config.is_file() and read_record(config).get("model_type") in FAMILIES:
+        return str(config.parent)
+    return PACKAGED_ENCODER
 
 
 if __name__ == "__main__":

@@ -70,11 +70,11 @@ def test_the_head_decides_as_the_probe_does(base, articles):
     probe.start_from_probe(base, train, val, LP_FT)
     # The same regression, fitted here on the same features.
     rng = np.random.default_rng((LP_FT.seed, 0, 2))
-    known, checked = (probe._features(base, [*part, *probe.cut_at_random(part, rng)]) for part in (train, val))
+    known, checked = (probe._features(base, [*part, *probe.cut_at_random(part, rng)], "fp32") for part in (train, val))
     *_, figures = probe.fit_probe(known, np.tile(labels_of(train), 2), checked, np.tile(labels_of(val), 2))
     own = LogisticRegression(C=figures["inverse_penalty"], max_iter=2000)
     own.fit(known - known.mean(axis=0), np.tile(labels_of(train), 2))
-    wanted = own.decision_function(probe._features(base, test) - known.mean(axis=0))
+    wanted = own.decision_function(probe._features(base, test, "fp32") - known.mean(axis=0))
     scores = Scorer.of(base, "cpu").score(test)
     given = np.log(scores / (1 - scores))
     largest = np.abs(own.decision_function(known - known.mean(axis=0))).max()

@@ -7,6 +7,9 @@ from pathlib import Path
 from prefilter_common.errors import InputError
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER, packaged_encoder
 
+# Model types whose layers ``encoder_layers`` knows.
+FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
+
 
 def locate_base(name: str) -> str:
     """What to pass to ``from_pretrained`` for ``name``.

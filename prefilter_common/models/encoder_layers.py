@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
-FAMILIES = ("bert", "distilbert", "roberta", "xlm-roberta")
+from prefilter_common.errors import InputError
+from prefilter_common.models.base_models import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,20 @@ def layers_of(model: PreTrainedModel) -> torch.nn.ModuleList:
     """The encoder layers of a model of one of the ``FAMILIES``, first to last."""
     body = model.base_model
     return body.transformer.layer if model.config.model_type == "distilbert" else body.encoder.layer
+
+
+def keep_lowest(model: PreTrainedModel, n: int) -> None:
+    """Drop all layers but the first ``n``, in place.
+
+    Raises InputError for a model that has fewer, or is of none of the ``FAMILIES``.
+    """
+    if model.config.model_type not in FAMILIES:
+        raise InputError(f"--layers needs a base model of one of the types {', '.join(FAMILIES)}; name another --model")
+    layers = layers_of(model)
+    if n > len(layers):
+        raise InputError(f"--layers {n}: the base model has only {len(layers)}; pass that or less")
+    del layers[n:]
+    model.config.num_hidden_layers = n
 
 
 def freeze_lowest(model: PreTrainedModel, share: float) -> None:

@@ -16,19 +16,26 @@ MIDDLE_SCORE = 5.0
 
 @dataclass(frozen=True)
 class Source:
-    """Where the articles come from: the folder of the splits, caps for smoke runs, soft labels or a file of them."""
+    """Where articles and targets come from.
+
+    The folder of the splits, caps for smoke runs, soft labels or a file of them, the model directories of teachers, and
+    articles that only these have labelled.
+    """
 
     data_dir: Path
     max_train_samples: int | None
     max_val_samples: int | None
     allow_overlap: bool
     soft_labels: Path | Literal[True] | None
+    teacher: Sequence[Path] | None = None
+    unlabelled: Path | None = None
 
     @property
     def files(self) -> dict[str, Path]:
         """Role -> file."""
         splits = {name: self.data_dir / f"{name}.jsonl" for name in ("train", "val")}
-        return splits | ({"soft_labels": self.soft_labels} if isinstance(self.soft_labels, Path) else {})
+        more = {"soft_labels": self.soft_labels, "unlabelled": self.unlabelled}
+        return splits | {role: path for role, path in more.items() if isinstance(path, Path)}
 
 
 @dataclass(frozen=True)
@@ -36,46 +43,50 @@ class Data:
     """Labelled articles, ``train`` and ``val``, and the n articles to fine-tune on.
 
     Those are ``train``, followed by others without a label; ``targets`` (n,) is what the model is to say of each: 0 or
-    1, or a probability of commerce.
+    1, or a probability of commerce. With ``teacher``, model directories, those have the last word.
     """
 
     train: Sequence[Article]
     val: Sequence[Article]
     articles: Sequence[Article]
     targets: np.ndarray
+    teacher: Sequence[Path] = ()
 
 
 def load(source: Source) -> Data:
     """Read and check everything. Raises InputError for bad files, and for articles of train that are in val or test."""
     from prefilter_common.splits.guard import require_disjoint
 
+    for directory in source.teacher or ():
+        if not directory.is_dir():
+            raise InputError(f"{directory}: no such model directory; check the path")
     train = capped(load_split(source.data_dir, "train"), source.max_train_samples)
     val = capped(load_split(source.data_dir, "val"), source.max_val_samples)
     require_disjoint(source.data_dir, source.allow_overlap)
-    if source.soft_labels is None:
-        return Data(train, val, train, labels_of(train))
-    added: Sequence[Article] = ()
-    if isinstance(source.soft_labels, Path):
-        added = capped(_load_scored(source.soft_labels, source), source.max_train_samples)
-    articles = [*train, *added]
-    return Data(train, val, articles, soft_targets(articles))
+    scored = _load_more(source.soft_labels, source) if isinstance(source.soft_labels, Path) else []
+    bare = [article.id for article in scored if article.commerce_score is None]
+    if bare:
+        raise InputError(
+            f"{source.soft_labels}: {len(bare)} articles have no commerce_score, such as {bare[0]}; add it, or delete "
+            "them"
+        )
+    unlabelled = _load_more(source.unlabelled, source) if source.unlabelled else []
+    articles = [*train, *scored, *unlabelled]
+    targets = labels_of(train) if source.soft_labels is None and not unlabelled else soft_targets(articles)
+    return Data(train, val, articles, targets, source.teacher or ())
 
 
-def _load_scored(path: Path, source: Source) -> list[Article]:
+def _load_more(path: Path, source: Source) -> Sequence[Article]:
+    """The articles of a file that are trained on besides the splits."""
     from prefilter_common.splits.guard import overlaps
 
     articles = load_articles(path)
-    bare = [article.id for article in articles if article.commerce_score is None]
-    if bare:
-        raise InputError(
-            f"{path}: {len(bare)} articles have no commerce_score, such as {bare[0]}; add it, or delete them"
-        )
     held = {name: source.data_dir / f"{name}.jsonl" for name in ("val", "test")}
     splits = {"train": articles} | {name: load_articles(file) for name, file in held.items() if file.is_file()}
     for text in overlaps(splits):
         if not source.allow_overlap:
             raise InputError(f"{path}: with its articles in train, {text}; delete them, or pass --allow-overlap")
-    return articles
+    return capped(articles, source.max_train_samples)
 
 
 def soft_targets(articles: Sequence[Article]) -> np.ndarray:

@@ -27,6 +27,7 @@ from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
 from prefilter_common.training.data import Data
+from prefilter_common.training.distillation import DistillationTexts, load_teacher
 from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import TrainingMetrics, curve_entry
 from prefilter_common.training.recipe import PATIENCE, Recipe
@@ -117,11 +118,15 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
 def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: CheckpointSaver) -> Trainer:
     val = sorted(data.val, key=lambda article: len(format_input(article)))  # evaluated in batches of similar length
     tokenizer, max_length = ArticleTokenizer.of(checkpoint.tokenizer), checkpoint.contract.max_length
-    train_texts = TrainingTexts(tokenizer, data.articles, data.targets, max_length, recipe.cut_share, recipe.seed)
+    settings = (tokenizer, data.articles, data.targets, max_length, recipe.cut_share, recipe.seed)
+    if data.teacher:
+        train_texts = DistillationTexts(load_teacher(data.teacher, 2 * recipe.batch_size), *settings)
+    else:
+        train_texts = TrainingTexts(*settings)
     val_texts = TrainingTexts(tokenizer, val, labels_of(val), max_length)
     for texts in (train_texts, val_texts):
         _require_known_tokens(checkpoint, texts)
-    plain = recipe.cost_of_blocking == 1 and data.targets.dtype == int
+    plain = recipe.cost_of_blocking == 1 and data.targets.dtype == int and not data.teacher
     trainer = _LengthGroupedTrainer(
         model=checkpoint.model,
         args=_training_arguments(recipe, saver),

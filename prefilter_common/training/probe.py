@@ -73,19 +73,22 @@ def start_from_probe(checkpoint: Checkpoint, train: Sequence[Article], val: Sequ
     """
     rng = np.random.default_rng((recipe.seed, 0, 2))
     train, val = capped(train, MOST_ARTICLES), capped(val, MOST_ARTICLES)
-    known, checked = (_features(checkpoint, [*articles, *cut_at_random(articles, rng)]) for articles in (train, val))
+    known, checked = (
+        _features(checkpoint, [*articles, *cut_at_random(articles, rng)], recipe.precision) for articles in (train, val)
+    )
     labels, checked_labels = (np.tile(labels_of(articles), 2) for articles in (train, val))
     weights, intercept, figures = fit_probe(known, labels, checked, checked_labels, recipe.cost_of_blocking)
     write_probe(checkpoint.model, weights, intercept, float(np.abs(known @ weights + intercept).max()))
     log.info(f"probe on frozen features | validation f1 {figures['f1']:.3f} | loss {figures['log_loss']:.4f}")
 
 
-def _features(checkpoint: Checkpoint, articles: Sequence[Article]) -> np.ndarray:
-    """(n, width) float32: what the head reads of each article."""
+def _features(checkpoint: Checkpoint, articles: Sequence[Article], precision: str) -> np.ndarray:
+    """(n, width) float32: what the head reads of each article, computed in the precision of the training."""
     model, tokenizer = checkpoint.model.eval(), ArticleTokenizer.of(checkpoint.tokenizer)
     encodings = tokenizer.encode(articles, checkpoint.contract.max_length)
     found = np.empty((len(articles), model.config.hidden_size), dtype=np.float32)
-    with torch.inference_mode():
+    low = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    with torch.inference_mode(), torch.autocast(model.device.type, low, enabled=low is not None):
         for batch, padded in tokenizer.batches(encodings, BATCH):
             input_ids, attention_mask = (torch.from_numpy(array).to(model.device) for array in padded)
             states = model.base_model(input_ids=input_ids, attention_mask=attention_mask)[0]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Flags that a continued run may change: these do not alter its result,
 FREE = {"output", "overwrite", "merge", "data_dir", "resume", "checkpoint_minutes", "allow_overlap"}
 # and of these only what they amount to matters.
-RESOLVED = {"batch_size", "gradient_accumulation_steps", "precision", "soft_labels"}
+RESOLVED = {"batch_size", "gradient_accumulation_steps", "precision", "soft_labels", "teacher", "unlabelled"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Job:
     def from_args(cls, args: argparse.Namespace) -> "Job":
         """From the flags of ``add_training_arguments``, ``model``, ``output`` and ``overwrite``."""
         flags = dict(vars(args))
-        source = Source(**{field.name: flags[field.name] for field in fields(Source)})
+        source = Source(**{field.name: flags[field.name] for field in fields(Source) if field.name in flags})
         own = {field.name: flags[field.name] for field in fields(cls) if field.name in flags}
         return cls(**own, source=source, flags=flags)
 
@@ -61,6 +61,7 @@ class TrainingRun(RunInfo):
 
     manifest: Any
     base_model: BaseModelRecord
+    teachers: list[dict[str, str]]  # of each the sha256 by file name
     recipe: dict[str, Any]  # the fields of Recipe
     processes: int
     repeat: str
@@ -68,9 +69,10 @@ class TrainingRun(RunInfo):
 
 def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint", argv: Sequence[str] | None) -> TrainingRun:
     """What is made from ``checkpoint``, as it is before training."""
+    from prefilter_common.scoring.conversion import fingerprints
     from prefilter_common.training.interruption.resume import base_model_digest
 
-    splits = [file for role, file in job.source.files.items() if role != "soft_labels"]
+    splits = [job.source.files[role] for role in ("train", "val")]
     return {
         **run_info(argv, job.source.files),
         "manifest": manifest_record(splits),
@@ -79,6 +81,7 @@ def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint", argv: Sequenc
             "revision": checkpoint.contract.base_revision,
             "sha256": base_model_digest(checkpoint),
         },
+        "teachers": [fingerprints(directory) for directory in job.source.teacher or ()],
         "recipe": asdict(recipe),
         "processes": process_count(),
         "repeat": command_to_repeat(job, recipe),
@@ -122,8 +125,9 @@ def settings_to_continue(job: Job, recipe: Recipe, run: TrainingRun) -> dict[str
         "the number of articles per optimiser step": recipe.articles_per_step(process_count()),
         "the number of processes": process_count(),
         **{
-            f"{role}.jsonl" if role != "soft_labels" else "the file of --soft-labels": data["sha256"]
+            f"{role}.jsonl" if role in ("train", "val") else f"the file of --{role.replace('_', '-')}": data["sha256"]
             for role, data in run["data"].items()
         },
+        "the teachers": run["teachers"],
         "the base model": run["base_model"]["sha256"],
     }

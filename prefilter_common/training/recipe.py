@@ -19,12 +19,14 @@ class Recipe:
 
     ``probe_first`` fits the head on frozen features before fine-tuning starts (``probe``); ``cut_share`` is the share
     of the articles that each epoch cuts to the length of a feed's snippet; ``freeze`` is whether the
-    embeddings and the lowest ``FROZEN_LAYERS`` stay as they were pretrained.
+    embeddings and the lowest ``FROZEN_LAYERS`` stay as they were pretrained. ``layers`` is how many layers of the base
+    model are kept, from the first on; None keeps all.
     """
 
     probe_first: bool = False
     cut_share: float = 0.0
     freeze: bool = False
+    layers: int | None = None
     cost_of_blocking: float = 1.0
     seeds: int = 1
     epochs: int = 3
@@ -51,6 +53,8 @@ class Recipe:
 CLASSIC = Recipe()
 # Linear probing, then fine-tuning (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
 LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, freeze=True, learning_rate=5e-5)
+# Of a model that learns from a teacher: each epoch has four times the texts, and few layers.
+DISTILLATION = replace(LP_FT, cut_share=0.0, learning_rate=1.5e-4)
 RECIPES = {"classic": CLASSIC, "lp-ft": LP_FT}
 
 

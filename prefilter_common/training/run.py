@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from prefilter_common.articles import Article, labels_of
-from prefilter_common.models.base_models import locate_base
+from prefilter_common.models.base_models import FAMILIES, locate_base
 from prefilter_common.models.directory import VALIDATION_FILE, write_predictions, write_records
 from prefilter_common.processes import is_main_process, shared_directory
 from prefilter_common.training.data import Data, load
@@ -138,8 +138,10 @@ def by_validation(metrics: "ValidationFigures") -> tuple[float, float]:
 
 def prepare(checkpoint: "Checkpoint", data: Data, recipe: Recipe, fit: bool) -> None:
     """Give the model the form that the recipe trains; fit its head, unless a checkpoint is to replace the weights."""
-    from prefilter_common.models.encoder_layers import FAMILIES, compute_first_token_only, freeze_lowest
+    from prefilter_common.models.encoder_layers import compute_first_token_only, freeze_lowest, keep_lowest
 
+    if recipe.layers:
+        keep_lowest(checkpoint.model, recipe.layers)
     if recipe.probe_first:
         from prefilter_common.training.probe import add_mean_layer, start_from_probe
 

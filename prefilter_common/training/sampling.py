@@ -38,8 +38,8 @@ class TrainingTexts(Dataset):
         seed: int = 0,
     ):
         self.articles, self.targets, self.cut_share, self.seed = articles, targets.tolist(), cut_share, seed
-        self._encode = lambda part: tokenizer.encode(part, max_length)
-        self.whole = self._encode(articles)
+        self.encode = lambda part: tokenizer.encode(part, max_length)
+        self.whole = self.encode(articles)
         self.ids = self.whole
 
     def start_epoch(self, epoch: int) -> np.ndarray:
@@ -49,7 +49,7 @@ class TrainingTexts(Dataset):
             chosen = np.flatnonzero(rng.random(len(self.articles)) < self.cut_share).tolist()
             self.ids = list(self.whole)
             copies = cut_at_random([self.articles[i] for i in chosen], rng)
-            for i, ids in zip(chosen, self._encode(copies), strict=True):
+            for i, ids in zip(chosen, self.encode(copies), strict=True):
                 self.ids[i] = ids
         return np.array([len(ids) for ids in self.ids])
 

@@ -1,0 +1,196 @@
+"""A student learns from teachers: texts and targets by themselves, then the command."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FILES, call, write_jsonl
+from transformers import AutoModelForSequenceClassification
+
+import train_encoder
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.models.checkpoints import load_checkpoint
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.scoring.tokenization import ArticleTokenizer
+from prefilter_common.training import distillation
+from prefilter_common.training.distillation import LABEL_SHARE, PASSAGES, DistillationTexts, load_teacher, passage
+from prefilter_common.training.progress import ProgressLog
+from prefilter_common.training.sampling import CUT_TO
+
+FLAGS = ["--max-train-samples", 24, "--max-val-samples", 16, "--epochs", 2, "--max-length", 64]
+# What "auto" stands for depends on the processor.
+FLAGS += ["--learning-rate", "1e-3", "--precision", "fp32", "--layers", 1]
+
+
+def by_length(articles):
+    """A teacher that says something else of every text."""
+    return np.array([1 / (1 + len(article.content)) for article in articles])
+
+
+@pytest.fixture
+def epoch_texts(classifiers):
+    tokenizer = ArticleTokenizer.of(load_checkpoint(classifiers["minilm"]).tokenizer)
+    articles = [Article("a", "one two " * 100, label=1), Article("b", "three", label=0), Article("c", "four " * 200)]
+    return DistillationTexts(by_length, tokenizer, articles, np.array([1, 0, 0]), 64, 0.0, 7)
+
+
+def test_targets_are_the_teachers_and_half_the_labels(epoch_texts, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(distillation, "passage", lambda article, rng: drawn.append(passage(article, rng)) or drawn[-1])
+    lengths = epoch_texts.start_epoch(0)
+    assert len(epoch_texts) == len(lengths) == 3 * (1 + PASSAGES) and len(drawn) == 3 * PASSAGES
+    rows = [epoch_texts[i] for i in range(len(epoch_texts))]
+    assert [len(row["input_ids"]) for row in rows] == lengths.tolist()
+    said = by_length(epoch_texts.articles)
+    expected = [LABEL_SHARE + (1 - LABEL_SHARE) * said[0], (1 - LABEL_SHARE) * said[1], said[2], *by_length(drawn)]
+    assert [row["labels"] for row in rows] == pytest.approx(expected)
+    assert [row["input_ids"] for row in rows[3:]] == epoch_texts.encode(drawn)
+
+
+def test_an_epoch_draws_the_same_passages_in_every_run_and_other_ones_than_the_next(epoch_texts):
+    epoch_texts.start_epoch(0)
+    first = list(epoch_texts.ids)
+    epoch_texts.start_epoch(1)
+    assert epoch_texts.ids[:3] == first[:3] and epoch_texts.ids[3:] != first[3:]
+    epoch_texts.start_epoch(0)
+    assert epoch_texts.ids == first
+
+
+def test_passages_are_parts_of_the_article_that_begin_and_end_with_a_word():
+    words = [f"word{i}" for i in range(400)]
+    article, rng = Article("Title", " ".join(words), label=1), np.random.default_rng(0)
+    drawn = [passage(article, rng) for _ in range(300)]
+    assert all(each.title == "Title" and each.label == 1 for each in drawn)
+    assert all(set(each.content.split(" ")) <= set(words) and each.content in article.content for each in drawn)
+    starts = [article.content.index(each.content) for each in drawn]
+    assert min(starts) < 200 and max(starts) > 2_000
+    lengths = [len(each.content) for each in drawn]
+    assert CUT_TO[0] - 10 <= min(lengths) < CUT_TO[0] + 20 and CUT_TO[1] - 20 < max(lengths) <= CUT_TO[1]
+    unbroken = passage(Article("", "字" * 1_000), rng)
+    assert CUT_TO[0] <= len(unbroken.content) <= CUT_TO[1]
+    assert passage(Article("", "short"), rng).content == "short" and passage(Article("", ""), rng).content == ""
+
+
+@pytest.mark.slow
+def test_teachers_of_every_family_and_their_mean(classifiers, data_dir):
+    articles = load_articles(data_dir / "test.jsonl")[:4]
+    alone = [Scorer.load(directory).score(articles) for directory in classifiers.values()]
+    assert load_teacher(list(classifiers.values()), 2)(articles) == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+
+
+@pytest.fixture(scope="module")
+def teacher(trained):
+    return trained / "tiny"
+
+
+@pytest.fixture
+def train(teacher, data_dir, one_thread):
+    """Train a student; returns the exit code."""
+
+    def run(output, *flags):
+        return call(train_encoder, ["--teacher", teacher, "--data-dir", data_dir, "--output", output, *FLAGS, *flags])
+
+    return run
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_a_student_is_a_plain_checkpoint_that_starts_from_the_teachers_layers(train, teacher, tmp_path, data_dir):
+    unlabelled = write_jsonl(
+        tmp_path / "traffic.jsonl", [{"title": f"Text {i}", "content": "wo " * i} for i in range(9)]
+    )
+    student = tmp_path / "student"
+    assert train(student, "--unlabelled", unlabelled, "--learning-rate", "1e-12") == 0
+    assert {path.name for path in student.iterdir()} == FILES
+    model = AutoModelForSequenceClassification.from_pretrained(student)
+    own = load_checkpoint(teacher).model
+    assert model.config.num_hidden_layers == len(model.bert.encoder.layer) == 2  # one of the teacher's, and the mean's
+    kept = own.bert.encoder.layer[0].state_dict()
+    layer = model.bert.encoder.layer[0].state_dict()
+    assert all(weight.allclose(kept[name], atol=1e-6) for name, weight in layer.items())
+    run, metrics = read(student / "run.json"), read(student / "training_metrics.json")
+    assert metrics["train_articles"] == 24 + 9 and metrics["steps"] == 2 * -(-33 * (1 + PASSAGES) // 16)
+    assert run["base_model"]["name"] == str(teacher) and run["data"]["unlabelled"]["rows"] == 9
+    assert [set(files) for files in run["teachers"]] == [{"config.json", "model.safetensors", "tokenizer.json",
+                                                          "tokenizer_config.json"}]  # fmt: skip
+    assert f"--teacher {teacher} --unlabelled {unlabelled} --layers 1" in run["repeat"]
+
+
+@pytest.mark.slow
+def test_a_student_agrees_with_its_teacher_where_the_labels_do_not(train, tmp_path, monkeypatch, data_dir):
+    """The teacher calls commerce what is long; nothing in the labels says so."""
+
+    def says(articles):
+        return np.array([0.99 if len(article.content) > 150 else 0.01 for article in articles])
+
+    monkeypatch.setattr("prefilter_common.training.fine_tuning.load_teacher", lambda *_: says)
+    monkeypatch.setattr(distillation, "LABEL_SHARE", 0.0)
+    assert train(tmp_path / "m", "--epochs", 6, "--max-train-samples", 48, "--learning-rate", "5e-3") == 0
+    fresh = [
+        passage(article, np.random.default_rng(i)) for i, article in enumerate(load_articles(data_dir / "test.jsonl"))
+    ]
+    agree = (Scorer.load(tmp_path / "m").score(fresh) > 0.5) == (says(fresh) > 0.5)
+    assert agree.mean() > 0.8, agree.mean()
+
+
+@pytest.mark.slow
+def test_a_stopped_student_continues_with_the_same_teacher_only(train, teacher, tmp_path, monkeypatch, capsys):
+    copy = tmp_path / "teacher"
+    shutil.copytree(teacher, copy)
+    assert train(tmp_path / "whole", "--teacher", copy) == 0
+    original = ProgressLog.on_step_begin
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(ProgressLog, "on_step_begin", stop)
+    assert train(tmp_path / "m", "--teacher", copy) == 143
+    monkeypatch.undo()
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    good = (copy / "model.safetensors").read_bytes()
+    (copy / "model.safetensors").write_bytes(weights)
+    assert train(tmp_path / "m", "--teacher", copy, "--resume") == 2
+    assert "the teachers" in capsys.readouterr().err
+    (copy / "model.safetensors").write_bytes(good)
+    assert train(tmp_path / "m", "--teacher", copy, "--resume") == 0
+    one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("m", "whole"))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--unlabelled", "x.jsonl", "--teacher"], "expected at least one argument"),
+        (["--layers", 4], "--layers 4: the base model has only 3"),
+        (["--output", "{teacher}", "--overwrite"], "which would be lost; name another output"),
+        (["--teacher", "nowhere"], "nowhere: "),
+        (["--teacher", "{data_dir}"], "no config.json"),
+        (["--unlabelled", "{data_dir}/test.jsonl"], "delete them, or pass --allow-overlap"),
+        (["--model", "{qwen}"], "--layers needs a base model of one of the types"),
+    ],
+)
+@pytest.mark.slow
+def test_bad_input_is_one_line_and_nothing_is_written(
+    train, teacher, tmp_path, data_dir, tiny_models, capsys, flags, message
+):
+    places = {"teacher": teacher, "data_dir": data_dir, "qwen": tiny_models["qwen"]}
+    before = {path: path.stat().st_mtime_ns for path in Path(teacher).iterdir()}
+    assert train(tmp_path / "m", *[str(flag).format(**places) for flag in flags]) == 2
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in Path(teacher).iterdir()} == before
+
+
+def test_unlabelled_articles_need_a_teacher(tmp_path, data_dir, capsys):
+    assert call(train_encoder, ["--unlabelled", data_dir / "test.jsonl", "--output", tmp_path / "m"]) == 2
+    assert "--unlabelled needs --teacher" in capsys.readouterr().err
