@@ -78,7 +78,9 @@ def test_passages_are_parts_of_the_article_that_begin_and_end_with_a_word():
 def test_teachers_of_every_family_and_their_mean(classifiers, data_dir):
     articles = load_articles(data_dir / "test.jsonl")[:4]
     alone = [Scorer.load(directory).score(articles) for directory in classifiers.values()]
-    assert load_teacher(list(classifiers.values()), 2)(articles) == pytest.approx(np.mean(alone, axis=0), abs=1e-6)
+    assert load_teacher(list(classifiers.values()), 2, "fp32")(articles) == pytest.approx(
+        np.mean(alone, axis=0), abs=1e-6
+    )
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,19 @@ PASSAGES = 3
 LABEL_SHARE = 0.5
 
 
-def load_teacher(directories: Sequence[Path], batch_size: int) -> Teacher:
+def load_teacher(directories: Sequence[Path], batch_size: int, precision: str) -> Teacher:
     """The mean calibrated P(commerce) of the models in ``directories``: n articles in, (n,) float64 out.
 
-    Raises InputError for a directory that contains no trained model.
+    They compute in bf16 where training does (``precision``). Raises InputError for a directory that contains no trained
+    model.
     """
     import torch
 
     from prefilter_common.scoring import Scorer
 
     device = "cuda" if torch.cuda.is_available() else None
-    scorers = [Scorer.load(directory, device) for directory in directories]
+    engine = "pytorch-bf16" if precision == "bf16" else None
+    scorers = [Scorer.load(directory, device, engine) for directory in directories]
     return lambda articles: np.mean([scorer.score(articles, batch_size) for scorer in scorers], axis=0)
 
 

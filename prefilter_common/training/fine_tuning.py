@@ -120,7 +120,7 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
     tokenizer, max_length = ArticleTokenizer.of(checkpoint.tokenizer), checkpoint.contract.max_length
     settings = (tokenizer, data.articles, data.targets, max_length, recipe.cut_share, recipe.seed)
     if data.teacher:
-        train_texts = DistillationTexts(load_teacher(data.teacher, 2 * recipe.batch_size), *settings)
+        train_texts = DistillationTexts(load_teacher(data.teacher, 2 * recipe.batch_size, recipe.precision), *settings)
     else:
         train_texts = TrainingTexts(*settings)
     val_texts = TrainingTexts(tokenizer, val, labels_of(val), max_length)
