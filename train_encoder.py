@@ -56,19 +56,26 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         f"are cut to the length of a feed's snippet; classic: fine-tune everything from a random head, by default at a "
         f"learning rate of {CLASSIC.learning_rate:g}",
     )
-    distillation = parser.add_argument_group("distillation")
-    distillation.add_argument(
+    smaller = parser.add_argument_group("smaller models")
+    smaller.add_argument(
         "--teacher",
         type=Path,
         nargs="+",
         metavar="DIR",
         help="learn the scores of this model, or the mean of several, besides the labels",
     )
-    distillation.add_argument(
+    smaller.add_argument(
         "--unlabelled", type=Path, metavar="FILE", help="articles without labels, on which only the teacher is heard"
     )
-    distillation.add_argument(
+    smaller.add_argument(
         "--layers", type=count, metavar="N", help="keep only the first N layers of the encoder (default: all)"
+    )
+    smaller.add_argument(
+        "--vocabulary-from",
+        type=Path,
+        metavar="FILE",
+        help="keep only the tokens of these articles and of those trained on, and the single characters of their "
+        "scripts (default: all)",
     )
     add_training_arguments(parser, LP_FT)
     args = parser.parse_args(argv)

@@ -15,8 +15,14 @@ from prefilter_common.articles import Article, load_articles
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
-from prefilter_common.training import distillation
-from prefilter_common.training.distillation import LABEL_SHARE, PASSAGES, DistillationTexts, load_teacher, passage
+from prefilter_common.training.compression import distillation
+from prefilter_common.training.compression.distillation import (
+    LABEL_SHARE,
+    PASSAGES,
+    DistillationTexts,
+    load_teacher,
+    passage,
+)
 from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.sampling import CUT_TO
 

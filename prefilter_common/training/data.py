@@ -18,8 +18,8 @@ MIDDLE_SCORE = 5.0
 class Source:
     """Where articles and targets come from.
 
-    The folder of the splits, caps for smoke runs, soft labels or a file of them, the model directories of teachers, and
-    articles that only these have labelled.
+    The folder of the splits, caps for smoke runs, soft labels or a file of them, the model directories of teachers,
+    articles that only these have labelled, and articles whose tokens the model is to know.
     """
 
     data_dir: Path
@@ -29,12 +29,17 @@ class Source:
     soft_labels: Path | Literal[True] | None
     teacher: Sequence[Path] | None = None
     unlabelled: Path | None = None
+    vocabulary_from: Path | None = None
 
     @property
     def files(self) -> dict[str, Path]:
         """Role -> file."""
         splits = {name: self.data_dir / f"{name}.jsonl" for name in ("train", "val")}
-        more = {"soft_labels": self.soft_labels, "unlabelled": self.unlabelled}
+        more = {
+            "soft_labels": self.soft_labels,
+            "unlabelled": self.unlabelled,
+            "vocabulary_from": self.vocabulary_from,
+        }
         return splits | {role: path for role, path in more.items() if isinstance(path, Path)}
 
 
@@ -43,7 +48,8 @@ class Data:
     """Labelled articles, ``train`` and ``val``, and the n articles to fine-tune on.
 
     Those are ``train``, followed by others without a label; ``targets`` (n,) is what the model is to say of each: 0 or
-    1, or a probability of commerce. With ``teacher``, model directories, those have the last word.
+    1, or a probability of commerce. With ``teacher``, model directories, those have the last word. ``vocabulary`` are
+    articles whose tokens the model is to know besides those of the others; None where it keeps every token.
     """
 
     train: Sequence[Article]
@@ -51,6 +57,7 @@ class Data:
     articles: Sequence[Article]
     targets: np.ndarray
     teacher: Sequence[Path] = ()
+    vocabulary: Sequence[Article] | None = None
 
 
 def load(source: Source) -> Data:
@@ -73,7 +80,8 @@ def load(source: Source) -> Data:
     unlabelled = _load_more(source.unlabelled, source) if source.unlabelled else []
     articles = [*train, *scored, *unlabelled]
     targets = labels_of(train) if source.soft_labels is None and not unlabelled else soft_targets(articles)
-    return Data(train, val, articles, targets, source.teacher or ())
+    vocabulary = load_articles(source.vocabulary_from) if source.vocabulary_from else None
+    return Data(train, val, articles, targets, source.teacher or (), vocabulary)
 
 
 def _load_more(path: Path, source: Source) -> Sequence[Article]:

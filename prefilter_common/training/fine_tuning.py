@@ -26,8 +26,8 @@ from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
+from prefilter_common.training.compression.distillation import DistillationTexts, load_teacher
 from prefilter_common.training.data import Data
-from prefilter_common.training.distillation import DistillationTexts, load_teacher
 from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import TrainingMetrics, curve_entry
 from prefilter_common.training.recipe import PATIENCE, Recipe

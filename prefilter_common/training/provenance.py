@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 # Flags that a continued run may change: these do not alter its result,
 FREE = {"output", "overwrite", "merge", "data_dir", "resume", "checkpoint_minutes", "allow_overlap"}
 # and of these only what they amount to matters.
-RESOLVED = {"batch_size", "gradient_accumulation_steps", "precision", "soft_labels", "teacher", "unlabelled"}
+RESOLVED = {
+    "batch_size",
+    "gradient_accumulation_steps",
+    "precision",
+    "soft_labels",
+    "teacher",
+    "unlabelled",
+    "vocabulary_from",
+}
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,8 @@ def train(
     from prefilter_common.training.interruption.saver import CheckpointSaver
 
     checkpoint = load_base_model(job.model, recipe.max_length, recipe.seed)
+    if data.vocabulary is not None:
+        checkpoint = keep_tokens_of(checkpoint, [*data.articles, *data.val, *data.vocabulary])
     if adapt is not None:
         checkpoint = adapt(checkpoint)
     run = provenance(job, recipe, checkpoint, argv)
@@ -86,6 +88,17 @@ def train(
     saver = CheckpointSaver(folder, settings, job.checkpoint_minutes, start)
     prepare(checkpoint, data, recipe, fit=start is None)
     return Trained(checkpoint, fine_tune(checkpoint, data, recipe, saver), run)
+
+
+def keep_tokens_of(checkpoint: "Checkpoint", articles: Sequence[Article]) -> "Checkpoint":
+    """The same model with only the tokens that the articles need."""
+    from prefilter_common.scoring.tokenization import ArticleTokenizer
+    from prefilter_common.training.compression.vocabulary import keep_tokens
+
+    encodings = ArticleTokenizer.of(checkpoint.tokenizer).encode(articles)
+    small = keep_tokens(checkpoint, {token for ids in encodings for token in ids})
+    log.info(f"keeping {len(small.tokenizer):,} of {len(checkpoint.tokenizer):,} tokens")
+    return small
 
 
 def train_seeds(
