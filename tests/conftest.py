@@ -1,5 +1,6 @@
 """Tiny checkpoints with the architectures of the real ones, made here: the tests need no hub and no other data."""
 
+import gc
 import json
 import os
 import signal
@@ -41,6 +42,17 @@ ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json"}
 RECORDS = {"README.md", "prefilter.json", "run.json", "training_metrics.json", "validation_predictions.jsonl"}
 FILES = CHECKPOINT | TOKENIZER | RECORDS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_collection_of_libraries():
+    """The libraries' million objects are passed over in later collections, each of which takes a third of a second.
+
+    Training, evaluation and ``faults`` ask for one per run.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ not belong here: what a page says.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,22 @@ def render_page(path: Path, template: Path, values: Mapping[str, Any], filters: 
         values: what it draws. Texts are hostile input: every value is escaped, and a missing one is an error.
         filters: the template's own, beside ``pct`` and ``span``.
     """
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, Path(__file__).parent], encoding="utf-8"),
+    environment = _environment(template.parent)
+    environment.filters.update(pct=percent, span=span, **filters)
+    page = environment.get_template(template.name).render(**values)
+    write_text(path, UNPRINTABLE.sub("\ufffd", page))
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """Of the templates in ``folder`` and of this package; a process that writes several pages parses them once."""
+    return Environment(
+        loader=FileSystemLoader([folder, Path(__file__).parent], encoding="utf-8"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(pct=percent, span=span, **filters)
-    page = environment.get_template(template.name).render(**values)
-    write_text(path, UNPRINTABLE.sub("\ufffd", page))
 
 
 def percent(value: float | None, digits: int = 1) -> str:
