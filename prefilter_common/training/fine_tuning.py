@@ -1,6 +1,5 @@
 """The fine-tuning routine that both training scripts use."""
 
-import ctypes
 import logging
 import sys
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
 from prefilter_common.training.compression.distillation import DistillationTexts, load_teacher
+from prefilter_common.training.cpu import faster_attention, keep_freed_memory
 from prefilter_common.training.data import Data
 from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import TrainingMetrics, curve_entry
@@ -79,8 +79,8 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
-        _keep_freed_memory()
-    with saver.signals_wait():
+        keep_freed_memory()
+    with saver.signals_wait(), faster_attention(checkpoint.model, recipe.precision):
         trainer.train(resume_from_checkpoint=str(saver.start) if saver.start else None)
         seconds = progress.seconds()
     # Mixed precision leaves the forward pass wrapped, and scores must be those of the float32 weights that are saved.
@@ -167,19 +167,6 @@ def weighted_loss(cost_of_blocking: float) -> Callable[..., torch.Tensor]:
 def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A copy of the weights that are trained, on the CPU."""
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
-
-
-def _keep_freed_memory() -> None:
-    """Make glibc keep freed memory for the next step.
-
-    By default every large tensor is returned to the kernel when it is freed, and its pages are faulted in again at the
-    next step: a fifth of a training step's time on a CPU.
-    """
-    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(m_mmap_max, 0)
-        libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
 def _training_arguments(recipe: Recipe, saver: CheckpointSaver) -> TrainingArguments:
