@@ -17,8 +17,8 @@ ATTENTION = "sdpa_fp32"
 def faster_attention(model: PreTrainedModel, precision: str) -> Iterator[None]:
     """Within the block the fused attention of ``model`` computes in fp32 where bf16 is slower.
 
-    Forwards and backwards it took 46 against 16 ms for 16 articles of 96 tokens, 272 against 222 ms for 512 (12 heads of
-    32, one core of an Intel Xeon with AMX, torch 2.13.0).
+    Forwards and backwards it took 46 against 16 ms for 16 articles of 96 tokens, 272 against 222 ms for 512 (12 heads
+    of 32, one core of an Intel Xeon with AMX, torch 2.13.0).
     """
     implementation = model.config._attn_implementation
     if precision != "bf16" or model.device.type != "cpu" or implementation != "sdpa":

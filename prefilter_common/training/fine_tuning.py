@@ -80,7 +80,9 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
         keep_freed_memory()
-    with saver.signals_wait(), faster_attention(checkpoint.model, recipe.precision):
+    # The classic recipe keeps its results, bit for bit.
+    precision = recipe.precision if recipe.probe_first else "fp32"
+    with saver.signals_wait(), faster_attention(checkpoint.model, precision):
         trainer.train(resume_from_checkpoint=str(saver.start) if saver.start else None)
         seconds = progress.seconds()
     # Mixed precision leaves the forward pass wrapped, and scores must be those of the float32 weights that are saved.
