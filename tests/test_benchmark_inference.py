@@ -140,7 +140,7 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
     always = Stage("linear", 1.0, 0.01, 0.99, coverage=0.0, sha256=sha256)  # for journalism, whatever it is
     for linear, decides in ((never, 0.0), (always, 1.0)):
         cascade = Cascade((linear, SHORT), {}, first.content())
-        monkeypatch.setattr("prefilter_common.benchmark.run.choose_cascade", lambda *rest, found=cascade: found)
+        monkeypatch.setattr("prefilter_common.benchmark.cascade.choose_cascade", lambda *rest, found=cascade: found)
         code, result = run("--engines", "pytorch-fp32")
         assert code == 0
         assert read_contract(model).stages == (linear, SHORT)
@@ -166,7 +166,7 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
     scorer = Scorer.load(model)
     assert scorer.contract.stages == (always, SHORT)
     assert scorer.score([Article("a", "b")])[0] == pytest.approx(1 / (1 + np.exp(9)))
-    monkeypatch.setattr("prefilter_common.benchmark.run.choose_cascade", lambda *rest: Cascade((SHORT,), {}))
+    monkeypatch.setattr("prefilter_common.benchmark.cascade.choose_cascade", lambda *rest: Cascade((SHORT,), {}))
     assert run("--engines", "pytorch-fp32")[0] == 0
     assert read_contract(model).stages == (SHORT,) and not (model / "first_stage.npz").exists()
 

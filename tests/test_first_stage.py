@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.benchmark.cascade import Cascade, choose_cascade, store_cascade
+from prefilter_common.benchmark.cascade import Cascade, cascade_of, choose_cascade, store_cascade
 from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
@@ -274,7 +274,11 @@ def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles)
     store_cascade(tmp_path, cascade)
     assert read_contract(tmp_path).stages == cascade.stages
     assert read_first_stage(tmp_path, cascade.stages) is not None
-    store_cascade(tmp_path, Cascade(cascade.stages, {}))  # nothing new
+    kept = cascade_of(tmp_path, scorer, None, [], 16)
+    assert kept == Cascade(cascade.stages, {})
+    store_cascade(tmp_path, kept)
     assert (tmp_path / FIRST_STAGE_FILE).is_file()
+    damage(tmp_path / FIRST_STAGE_FILE)
+    assert cascade_of(tmp_path, scorer, None, [], 16).stages == cascade.stages[1:]
     store_cascade(tmp_path, none)
     assert read_contract(tmp_path).stages == none.stages and not (tmp_path / FIRST_STAGE_FILE).exists()

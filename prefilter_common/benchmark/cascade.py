@@ -12,7 +12,8 @@ from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first
 from prefilter_common.benchmark.limits import StageNote, choose_short_read
 from prefilter_common.files import write_bytes
 from prefilter_common.models.contract import LINEAR, Stage
-from prefilter_common.models.directory import FIRST_STAGE_FILE, read_contract, write_contract
+from prefilter_common.models.directory import CONTRACT_FILE, FIRST_STAGE_FILE, read_contract, write_contract
+from prefilter_common.scoring.first_stage import read_first_stage
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.statistics.calibration import at_temperature
 from prefilter_common.training.sampling import cut_at_random
@@ -35,6 +36,21 @@ class Cascade:
     stages: tuple[Stage, ...]
     notes: dict[str, StageNote]
     first_stage: bytes | None = None
+
+
+def cascade_of(
+    directory: Path, scorer: Scorer, val: Sequence[Article] | None, fitting: Sequence[Article], batch_size: int
+) -> Cascade:
+    """``choose_cascade`` where there are validation articles, else what the model directory has."""
+    contract = read_contract(directory)
+    if contract is None:
+        return Cascade((), {"stages": {"reason": f"no {CONTRACT_FILE} to store them in; train the model again"}})
+    if val:
+        return choose_cascade(scorer, val, fitting, batch_size)
+    first = read_first_stage(directory, contract.stages)
+    usable = tuple(stage for stage in contract.stages if stage.reader != LINEAR or first)
+    reason = "no validation articles to choose them on; pass --val-data"
+    return Cascade(usable, {} if usable else {"stages": {"reason": reason}})
 
 
 def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Article], batch_size: int) -> Cascade:

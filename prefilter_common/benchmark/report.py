@@ -62,7 +62,7 @@ def results_and_summary(
 ) -> tuple[BenchmarkResult, BenchmarkSummary]:  # fmt: skip
     """The content of the results file, and the summary: the recommended row with the conditions."""
     best, notes = recommend(rows), reference.cascade.notes
-    reasons = {name: note["reason"] for name, note in notes.items() if "reason" in note and not options.no_stages}
+    reasons = {name: note["reason"] for name, note in notes.items() if "reason" in note}
     verdict = latency_verdict(best["avg_ms"])
     result: BenchmarkResult = {
         "model": name,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from prefilter_common.articles import Article, capped, labels_of
-from prefilter_common.benchmark.cascade import Cascade, choose_cascade
+from prefilter_common.benchmark.cascade import Cascade, cascade_of
 from prefilter_common.benchmark.fidelity import Tolerance
 from prefilter_common.benchmark.rows import (
     Articles,
@@ -25,7 +25,7 @@ from prefilter_common.benchmark.timing import Worker, matrix_rates, operations
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.contract import Contract, Stage
-from prefilter_common.models.directory import CONTRACT_FILE, read_contract
+from prefilter_common.models.directory import read_contract
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import REFERENCE, EngineName, TorchEngine, Unavailable
 from prefilter_common.scoring.scorer import Scorer
@@ -109,14 +109,11 @@ def take_reference(directory: Path, data: Data, options: Options) -> Reference:
     scorer = Scorer.load(directory, options.device, REFERENCE)
     assert isinstance(scorer.engine, TorchEngine)
     batch_size = options.batch_sizes[0]
-    contract = read_contract(directory)
-    cascade = Cascade(contract.stages if contract else (), {})
-    if contract is None:
-        cascade = Cascade((), {"stages": {"reason": f"no {CONTRACT_FILE} to store them in; train the model again"}})
-    elif data.val and not options.no_stages:
-        cascade = choose_cascade(scorer, data.val, data.fitting, batch_size)
-    elif not cascade.stages:
-        cascade = Cascade((), {"stages": {"reason": "no validation articles to choose them on; pass --val-data"}})
+    if options.no_stages:
+        contract = read_contract(directory)
+        cascade = Cascade(contract.stages if contract else (), {})
+    else:
+        cascade = cascade_of(directory, scorer, data.val, data.fitting, batch_size)
     encodings = scorer.tokenize(data.test)
     return Reference(
         contract=replace(scorer.contract, stages=cascade.stages),

@@ -75,7 +75,9 @@ def hashed(ids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     pairs = (spread[:-1] ^ (spread[1:] >> np.uint64(32))) * _SECOND
     neighbours = rows[:-1] == rows[1:]
     places = np.concatenate([spread, pairs[neighbours]]) >> np.uint64(64 - TABLE_BITS)
-    keys = np.unique(np.concatenate([rows, rows[:-1][neighbours]]) << TABLE_BITS | places.astype(np.int64))
+    keys = np.concatenate([rows, rows[:-1][neighbours]]) << TABLE_BITS | places.astype(np.int64)
+    keys.sort()
+    keys = keys[np.concatenate([keys[:1] >= 0, keys[1:] > keys[:-1]])]  # for many texts faster than np.unique
     return keys & (1 << TABLE_BITS) - 1, keys >> TABLE_BITS
 
 
