@@ -134,7 +134,7 @@ SHORT = Stage("encoder", 1.0, 0.0, 1.0, max_length=16)  # all that is cut is rea
 
 def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
     """The choice itself has its own tests; here it is made beforehand."""
-    first = FirstStage(np.zeros(1 << TABLE_BITS, np.float32), np.array([True, False]), -9.0)
+    first = FirstStage(*np.zeros((2, 1 << TABLE_BITS), np.float32), np.array([True, False]), -9.0)
     sha256 = hashlib.sha256(first.content()).hexdigest()
     never = Stage("linear", 1.0, 0.01, 0.99, coverage=1.0, sha256=sha256)  # it knows one token
     always = Stage("linear", 1.0, 0.01, 0.99, coverage=0.0, sha256=sha256)  # for journalism, whatever it is

@@ -48,7 +48,8 @@ def deployed(request, tmp_path_factory, trained):
     folder = tmp_path_factory.mktemp(str(name))
     model = shutil.copytree(trained / "tiny", folder / "tiny")
     convert(model, name, None)
-    first = FirstStage(np.full(1 << TABLE_BITS, 0.1, np.float32), np.ones(3000, dtype=bool), 0.0)
+    ones = np.ones(1 << TABLE_BITS, np.float32)
+    first = FirstStage(0.1 * ones, ones, np.ones(3000, dtype=bool), 0.0)
     (model / FIRST_STAGE_FILE).write_bytes(first.content())
     # It decides texts of more than about 45 tokens.
     stage = Stage("linear", 1.0, 0.0, 0.68, coverage=0.9, sha256=hashlib.sha256(first.content()).hexdigest())

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,7 +104,7 @@ def test_one_that_decides_too_little_or_knows_nothing_is_not_kept(first):
     labels, texts, full = validation(first, np.random.default_rng(6), hard=0.95)
     stage, note = choose_first_stage(first, texts, labels, full, None, THRESHOLDS)
     assert stage is None and "less than 10%" in note["reason"]
-    wrong = FirstStage(-first.weights, first.known, -first.bias)
+    wrong = replace(first, weights=-first.weights, bias=-first.bias)
     labels, texts, full = validation(first, np.random.default_rng(7), hard=0.0)
     assert choose_first_stage(wrong, texts, labels, full, None, THRESHOLDS)[0] is None
     for few, their_labels in ((200, np.ones(200, int)), (15, labels[:15])):
@@ -202,6 +203,9 @@ def test_there_and_back(tmp_path, first):
     assert (tmp_path / FIRST_STAGE_FILE).stat().st_size < 1 << 20
 
 
+OTHER = FirstStage(*np.zeros((2, 1 << TABLE_BITS)), np.zeros(3, bool), 0.0)
+
+
 def damage(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -213,7 +217,7 @@ def damage(path):
     [
         (damage, "not the file that the benchmark made"),
         (
-            lambda path: path.write_bytes(FirstStage(np.zeros(1 << TABLE_BITS), np.zeros(3, bool), 0.0).content()),
+            lambda path: path.write_bytes(OTHER.content()),
             "not the",
         ),
         (lambda path: path.unlink(), "No such file"),

@@ -14,7 +14,7 @@ from prefilter_common.statistics.metrics import f1_at
 # How far beyond the thresholds a stage's score must lie to be final, in log-odds.
 MARGINS = np.arange(0.25, 8.01, 0.25)
 # With fewer articles, a stage can be neither calibrated nor judged; for a short read, those that it cuts count.
-MIN_ARTICLES = 20
+ENOUGH_ARTICLES = 20
 # A short read that saves a smaller share of the tokens, or a first stage that decides a smaller share of the articles,
 # is not worth its limits.
 MIN_SAVED = 0.1
@@ -91,7 +91,7 @@ def choose_short_read(
     best_tokens = 1 - MIN_SAVED
     for length, scores in short.items():
         cut = n_tokens > length
-        if cut.sum() < MIN_ARTICLES or len(np.unique(labels[cut])) < 2:
+        if cut.sum() < ENOUGH_ARTICLES or len(np.unique(labels[cut])) < 2:
             continue
         temperature = round(fit_temperature(labels[cut], scores[cut]), 4)
         trial = Trial(labels, full, at_temperature(scores, temperature), cut, full)

@@ -21,7 +21,7 @@ from prefilter_common.models.directory import FIRST_STAGE_FILE, sha256_of
 
 log = logging.getLogger(__name__)
 
-# Large enough that few of the pairs in some thousand articles fall together: 2 MiB of memory.
+# Large enough that few of the pairs in some thousand articles fall together: 4 MiB of memory.
 TABLE_BITS = 19
 # Odd 64-bit numbers without a pattern; products with them spread neighbouring token ids over the table.
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
@@ -29,11 +29,14 @@ _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 
 @dataclass(frozen=True)
 class FirstStage:
-    """``weights`` (2 ** TABLE_BITS,) float32, by ``hashed`` feature; ``known`` (n,) bool, by token id: whether a text
-    that it was fitted on had the token. The last is False, for every id beyond.
+    """``weights`` and ``squares``, (2 ** TABLE_BITS,) float32 by ``hashed`` feature: what it adds to the log-odds, and
+    to the square of the length by which those are divided. Rare features add more to both, unknown ones to neither.
+
+    ``known`` (n,) bool, by token id: whether one of the fitting texts had it. The last is False, for all ids beyond.
     """
 
     weights: np.ndarray
+    squares: np.ndarray
     known: np.ndarray
     bias: float
 
@@ -47,15 +50,15 @@ class FirstStage:
         n_tokens = np.bincount(rows, minlength=len(texts))
         n_known = np.bincount(rows, self.known[np.minimum(ids, len(self.known) - 1)], minlength=len(texts))
         places, rows = hashed(ids, rows)
-        n_features = np.bincount(rows, minlength=len(texts))
         total = np.bincount(rows, self.weights[places], minlength=len(texts))
-        return self.bias + total / np.sqrt(np.maximum(n_features, 1)), n_known / np.maximum(n_tokens, 1)
+        length = np.sqrt(np.bincount(rows, self.squares[places], minlength=len(texts)))
+        return self.bias + total / np.maximum(length, 1), n_known / np.maximum(n_tokens, 1)
 
     def content(self) -> bytes:
         """What ``first_stage.npz`` contains."""
         file = io.BytesIO()
-        weights = self.weights.astype(np.float16)
-        np.savez_compressed(file, weights=weights, known=self.known, bias=np.float64(self.bias))
+        weights, squares = self.weights.astype(np.float16), self.squares.astype(np.float16)
+        np.savez_compressed(file, weights=weights, squares=squares, known=self.known, bias=np.float64(self.bias))
         return file.getvalue()
 
 
@@ -93,11 +96,13 @@ def read_first_stage(directory: Path, stages: Iterable[Stage]) -> FirstStage | N
         if sha256_of(path) != expected:
             raise ValueError("not the file that the benchmark made for this model")
         with np.load(path, allow_pickle=False) as file:
-            weights, known, bias = file["weights"].astype(np.float32), file["known"], float(file["bias"])
-        if weights.shape != (1 << TABLE_BITS,) or known.dtype != bool or known.ndim != 1 or not len(known):
+            weights, squares = (file[key].astype(np.float32) for key in ("weights", "squares"))
+            known, bias = file["known"], float(file["bias"])
+        tables = weights.shape == squares.shape == (1 << TABLE_BITS,)
+        if not tables or known.dtype != bool or known.ndim != 1 or not len(known):
             raise ValueError("made by another version")
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         log.warning(f"{path}: the first stage is skipped ({reason}); python benchmark_inference.py makes it again")
         return None
-    return FirstStage(weights, known, bias)
+    return FirstStage(weights, squares, known, bias)
