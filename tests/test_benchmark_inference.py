@@ -141,7 +141,8 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
     for linear, decides in ((never, 0.0), (always, 1.0)):
         cascade = Cascade((linear, SHORT), {}, first.content())
         monkeypatch.setattr("prefilter_common.benchmark.cascade.choose_cascade", lambda *rest, found=cascade: found)
-        code, result = run("--engines", "pytorch-fp32")
+        # With so few articles, even a row that changes nothing may lose more than the tolerance of the other tests.
+        code, result = run("--engines", "pytorch-fp32", "--max-f1-loss", 0.3)
         assert code == 0
         assert read_contract(model).stages == (linear, SHORT)
         plain, alone, short, both = result["rows"]
@@ -155,7 +156,7 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
             assert found[0]["decides"] == decides and sum(cost["decides"] for cost in found) == pytest.approx(1)
             assert found[0]["ms"] > 0 and all((cost["ms"] is None) == (decides == 1) for cost in found[1:])
             assert (row["gflop_per_article"] == 0) == (decides == 1)  # no forward pass at all
-            assert "F1 at default may be" in row["refused"]  # it is judged on few articles
+            assert decides == 0 or "F1 at default may be" in row["refused"]
             assert (row["parity"]["points"]["default"]["changed"] > 0) == (decides == 1)
             # the test set, and of 48 training articles the fourth that no first stage was fitted on
             assert row["parity"]["points"]["default"]["n"] == 16 + 12
