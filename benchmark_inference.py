@@ -5,11 +5,12 @@ Articles are scored one at a time, as in production and including tokenising, in
 configurations take turns; then all together in batches. Each configuration is compared with PyTorch in fp32 that reads
 every article in full: one that changes decisions, or may lose F1, beyond the tolerance is never recommended, however
 fast it is. Engines are converted into folders inside the model directory where they are missing. With validation
-articles the limits of a short first pass are chosen and written into prefilter.json.
+articles, stages that decide some articles before they are read in full are chosen and kept: a linear first stage
+(first_stage.npz) and a short read (prefilter.json).
 
     python benchmark_inference.py
     python benchmark_inference.py --model models/distilbert --test-data ../production/test.jsonl
-    python benchmark_inference.py --engines onnxruntime-int8 --passes 1 --max-lengths 128 256 512 --threads 4
+    python benchmark_inference.py --engines onnxruntime-int8 --no-stages --max-lengths 128 256 512 --threads 4
 
 Writes results/benchmark_<name>.json, a picture of latency against F1 beside it and, on the CPU, the recommended
 configuration into models/<name>/cpu_benchmark.json, where the Scorer finds it. The last line on stdout is one JSON
@@ -55,6 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     results, plot = outputs_of(args, directory)
     # Not at the top: every worker process imports this script, and its memory must be its engine's own.
     from prefilter_common.benchmark import run
+    from prefilter_common.benchmark.cascade import store_cascade
     from prefilter_common.benchmark.report import card, picture, report, results_and_summary
     from prefilter_common.runinfo import run_info
 
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     reference = run.take_reference(directory, data, options)
     conditions: Conditions = {**machine, **run.articles_of(reference, data)}
     readings = run.readings_of(reference.contract, options)
-    run.store_two_pass(directory, reference.contract.two_pass)
+    store_cascade(directory, reference.cascade)
     with ExitStack() as stack:
         workers, skipped = run.open_workers(directory, data, options, stack)
         configurations = run.to_compare(list(workers), readings, reference.contract.max_length, options)
@@ -100,13 +102,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--train-data",
         type=Path,
         metavar="FILE",
-        help="articles used to calibrate int8 (default: train.jsonl beside --test-data)",
+        help="articles, labelled or not, that calibrate int8 and teach the first stage (default: train.jsonl beside "
+        "--test-data)",
     )
     data.add_argument(
         "--val-data",
         type=Path,
         metavar="FILE",
-        help="labelled articles on which to choose a first pass (default: val.jsonl beside --test-data)",
+        help="labelled articles on which to choose stages (default: val.jsonl beside --test-data)",
     )
     data.add_argument("--output", type=Path, default=Path("results"), help="folder to write")
     what = parser.add_argument_group("configurations")
@@ -118,11 +121,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         type=max_length,
         metavar="N",
-        help="tokens to read in one pass (default: all)",
+        help="tokens to read (default: all)",
     )
-    what.add_argument(
-        "--passes", nargs="+", type=int, choices=(1, 2), default=(1, 2), help="numbers of passes over an article to try"
-    )
+    what.add_argument("--no-stages", action="store_true", help="neither choose nor compare stages before the full read")
     what.add_argument(
         "--batch-sizes", nargs="+", type=batch_size, default=[16], metavar="N", help="articles per batch, in bulk"
     )
@@ -183,7 +184,7 @@ def options_of(args: argparse.Namespace) -> "Options":
     return Options(
         engines=args.engines,
         max_lengths=args.max_lengths,
-        passes=args.passes,
+        no_stages=args.no_stages,
         batch_sizes=args.batch_sizes,
         tolerance=Tolerance(args.max_f1_loss, args.max_changed),
         device=args.device,

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -8,14 +9,17 @@ import torch
 from conftest import call, write_jsonl
 
 import benchmark_inference
+from prefilter_common.articles import Article
 from prefilter_common.benchmark import rows as benchmark
+from prefilter_common.benchmark.cascade import Cascade
 from prefilter_common.benchmark.timing import Single, Worker
 from prefilter_common.files import write_json
 from prefilter_common.models.checkpoints import load_checkpoint
-from prefilter_common.models.contract import TwoPass
+from prefilter_common.models.contract import Stage
 from prefilter_common.models.directory import read_contract, read_record, write_contract
 from prefilter_common.scoring.conversion import ENGINE_FILE, convert
 from prefilter_common.scoring.engines import REFERENCE, EngineName
+from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -85,7 +89,7 @@ def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys, monkeyp
         """Ten times as fast as the reference, on whatever processor."""
         found = measured(self, *args)
         seconds = np.full(len(found.forward), 0.001 if "int8" in self.opened["precision"] else 0.01)
-        return Single(seconds, seconds, found.shapes)
+        return Single(seconds, seconds[:, None], found.shapes)
 
     monkeypatch.setattr(Worker, "single", single)
     opposite = shutil.copytree(model, model.parent / "opposite")
@@ -112,7 +116,7 @@ def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys, monkeyp
 def test_where_everything_is_refused_the_reference_remains(run, monkeypatch):
     """Even where rounding carries one of its own scores over a threshold."""
     monkeypatch.setattr("prefilter_common.benchmark.rows.refusal", lambda *rest: "out of tolerance")
-    code, result = run("--engines", "pytorch-fp32", "--passes", 1, "--max-lengths", 16, 64)
+    code, result = run("--engines", "pytorch-fp32", "--no-stages", "--max-lengths", 16, 64)
     assert code == 0 and result["recommended"] == "pytorch-fp32 64"
     assert [row["refused"] for row in result["rows"]] == [None, "out of tolerance"]
 
@@ -125,33 +129,58 @@ def test_an_engine_that_is_unavailable_is_a_row_with_its_reason(run, monkeypatch
     assert "skipped: onnxruntime-int8: onnxruntime is not installed" in capsys.readouterr().out
 
 
-def test_the_limits_of_a_first_pass_are_chosen_stored_and_used(run, model, monkeypatch):
+SHORT = Stage("encoder", 1.0, 0.0, 1.0, max_length=16)  # all that is cut is read again: the same decisions
+
+
+def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
     """The choice itself has its own tests; here it is made beforehand."""
-    two_pass = TwoPass(16, 1.0, 0.0, 1.0)  # all that is cut is read again: the same decisions
-    monkeypatch.setattr(
-        "prefilter_common.benchmark.run.choose_two_pass", lambda *rest: (two_pass, {"tokens": 1, "read_in_full": 1})
-    )
-    code, result = run("--engines", "pytorch-fp32")
-    assert code == 0
-    assert read_contract(model).two_pass == two_pass
-    one, two = result["rows"]
-    assert (one["passes"], two["passes"]) == (1, 2) and two["refused"] is None
-    assert two["gflop_per_article"] > one["gflop_per_article"]
-    record = recommendation(model) | {"passes": 2}
-    (model / "cpu_benchmark.json").write_text(json.dumps(record), encoding="utf-8")
-    assert Scorer.load(model).contract.two_pass == two_pass
+    first = FirstStage(*np.zeros((2, 1 << TABLE_BITS), np.float32), np.array([True, False]), -9.0)
+    sha256 = hashlib.sha256(first.content()).hexdigest()
+    never = Stage("linear", 1.0, 0.01, 0.99, coverage=1.0, sha256=sha256)  # it knows one token
+    always = Stage("linear", 1.0, 0.01, 0.99, coverage=0.0, sha256=sha256)  # for journalism, whatever it is
+    for linear, decides in ((never, 0.0), (always, 1.0)):
+        cascade = Cascade((linear, SHORT), {}, first.content())
+        monkeypatch.setattr("prefilter_common.benchmark.cascade.choose_cascade", lambda *rest, found=cascade: found)
+        # With so few articles, even a row that changes nothing may lose more than the tolerance of the other tests.
+        code, result = run("--engines", "pytorch-fp32", "--max-f1-loss", 0.3)
+        assert code == 0
+        assert read_contract(model).stages == (linear, SHORT)
+        plain, alone, short, both = result["rows"]
+        names = [[], ["first stage"], ["16 tokens"], ["first stage", "16 tokens"]]
+        assert [row["stages"] for row in result["rows"]] == names
+        assert [cost["decides"] for cost in plain["stage_costs"]] == [1.0] and plain["stage_costs"][0]["ms"] > 0
+        assert short["gflop_per_article"] > plain["gflop_per_article"] and short["refused"] is None
+        for row in (alone, both):
+            found = row["stage_costs"]
+            assert [cost["name"] for cost in found] == [*row["stages"], "full read"]
+            assert found[0]["decides"] == decides and sum(cost["decides"] for cost in found) == pytest.approx(1)
+            assert found[0]["ms"] > 0 and all((cost["ms"] is None) == (decides == 1) for cost in found[1:])
+            assert (row["gflop_per_article"] == 0) == (decides == 1)  # no forward pass at all
+            assert decides == 0 or "F1 at default may be" in row["refused"]
+            assert (row["parity"]["points"]["default"]["changed"] > 0) == (decides == 1)
+            # the test set, and of 48 training articles the fourth that no first stage was fitted on
+            assert row["parity"]["points"]["default"]["n"] == 16 + 12
+        assert "pytorch-fp32 64 after first stage + 16 tokens" in capsys.readouterr().out
+    record = recommendation(model)
+    assert "first stage" not in record["stages"]
+    (model / "cpu_benchmark.json").write_text(json.dumps(record | {"stages": ["first stage", "16 tokens"]}))
+    scorer = Scorer.load(model)
+    assert scorer.contract.stages == (always, SHORT)
+    assert scorer.score([Article("a", "b")])[0] == pytest.approx(1 / (1 + np.exp(9)))
+    monkeypatch.setattr("prefilter_common.benchmark.cascade.choose_cascade", lambda *rest: Cascade((SHORT,), {}))
+    assert run("--engines", "pytorch-fp32")[0] == 0
+    assert read_contract(model).stages == (SHORT,) and not (model / "first_stage.npz").exists()
 
 
-def test_one_pass_leaves_the_limits_alone(run, model):
-    two_pass = TwoPass(16, 1.0, 0.2, 0.8)
+def test_without_stages_those_that_exist_are_left_alone(run, model):
     contract = read_contract(model)
-    write_contract(model, replace(contract, two_pass=two_pass))
-    assert run("--engines", "pytorch-fp32", "--passes", 1)[0] == 0
-    assert read_contract(model).two_pass == two_pass
+    write_contract(model, replace(contract, stages=(SHORT,)))
+    assert run("--engines", "pytorch-fp32", "--no-stages")[0] == 0
+    assert read_contract(model).stages == (SHORT,)
 
 
 def test_shorter_reads_are_rows_of_their_own(run, capsys):
-    code, result = run("--engines", "pytorch-fp32", "--passes", 1, "--max-lengths", 16, 64)
+    code, result = run("--engines", "pytorch-fp32", "--no-stages", "--max-lengths", 16, 64)
     assert code == 0 and [row["max_length"] for row in result["rows"]] == [64, 16]
     assert result["rows"][1]["gflop_per_article"] < result["rows"][0]["gflop_per_article"]
     assert run("--max-lengths", 128)[0] == 2
@@ -162,7 +191,7 @@ def test_articles_need_no_labels(run, tmp_path):
     data = write_jsonl(tmp_path / "a.jsonl", [{"title": "t", "content": "c"}])
     code, result = run("--engines", "pytorch-fp32", data=data)
     assert code == 0 and result["rows"][0]["f1"] is None
-    assert "pass --val-data" in result["skipped"]["two passes"]
+    assert "pass --val-data" in result["skipped"]["stages"]
 
 
 def test_the_one_model_is_found_and_several_are_a_question(tmp_path, monkeypatch, capsys, data_dir):

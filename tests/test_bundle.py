@@ -23,7 +23,7 @@ def model(tmp_path):
     folder = tmp_path / "models" / "m"
     contents = {
         "prefilter.json": json.dumps(CONTRACT),
-        "cpu_benchmark.json": json.dumps({"engine": "openvino-bf16", "max_length": 64, "passes": 1}),
+        "cpu_benchmark.json": json.dumps({"engine": "openvino-bf16", "max_length": 64, "stages": []}),
         "run.json": "{}",
         "config.json": "{}",
         "model.safetensors": "weights" * 1000,
@@ -68,6 +68,14 @@ def test_without_one_the_checkpoint_goes(model, recommended):
     (model / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
     files = {"cpu_benchmark.json", "config.json", "model.safetensors", "prefilter.json", "run.json", "tokenizer.json"}
     assert set(deployed(model)) == files
+
+
+def test_the_first_stage_goes_with_either(model):
+    before = deployed(model)
+    (model / "first_stage.npz").write_bytes(b"weights")
+    assert deployed(model) == sorted([*before, "first_stage.npz"])
+    (model / "cpu_benchmark.json").unlink()
+    assert "first_stage.npz" in deployed(model) and "model.safetensors" in deployed(model)
 
 
 def test_there_and_back(model, tmp_path, capsys):

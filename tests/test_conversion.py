@@ -161,7 +161,7 @@ def test_a_deployment_without_the_weights(model, articles):
     for file in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"):
         (model / file).unlink()
     np.testing.assert_array_equal(Scorer.load(model, engine=NAME).score(articles), expected)
-    (model / "cpu_benchmark.json").write_text(json.dumps({"engine": str(NAME), "max_length": 64, "passes": 1}))
+    (model / "cpu_benchmark.json").write_text(json.dumps({"engine": str(NAME), "max_length": 64, "stages": []}))
     assert Scorer.load(model).engine.name == NAME
     with pytest.raises(InputError, match=r"no config\.json"):
         Scorer.load(model, engine="pytorch-fp32")

@@ -1,11 +1,13 @@
 """A deployment: a virtual environment with numpy, tokenizers and one engine, and a bundle made elsewhere."""
 
+import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import venv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +15,12 @@ from conftest import ROOT, call
 from packaging.requirements import Requirement
 
 from prefilter_common.models.bundle import pack, unpack
-from prefilter_common.models.directory import write_recommendation
+from prefilter_common.models.contract import Stage
+from prefilter_common.models.directory import FIRST_STAGE_FILE, read_contract, write_contract, write_recommendation
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage
 
 pytestmark = pytest.mark.slow
 
@@ -44,7 +48,13 @@ def deployed(request, tmp_path_factory, trained):
     folder = tmp_path_factory.mktemp(str(name))
     model = shutil.copytree(trained / "tiny", folder / "tiny")
     convert(model, name, None)
-    write_recommendation(model, {"engine": str(name), "max_length": 64, "passes": 1})
+    ones = np.ones(1 << TABLE_BITS, np.float32)
+    first = FirstStage(0.1 * ones, ones, np.ones(3000, dtype=bool), 0.0)
+    (model / FIRST_STAGE_FILE).write_bytes(first.content())
+    # It decides texts of more than about 45 tokens.
+    stage = Stage("linear", 1.0, 0.0, 0.68, coverage=0.9, sha256=hashlib.sha256(first.content()).hexdigest())
+    write_contract(model, replace(read_contract(model), stages=(stage,)))
+    write_recommendation(model, {"engine": str(name), "max_length": 64, "stages": ["first stage"]})
     pack(model, folder / "tiny.tar")
     unpack(folder / "tiny.tar", folder / "deployed")
     venv.create(folder / "venv", with_pip=False)

@@ -9,7 +9,7 @@ import pytest
 
 from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
-from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import write_contract
 from prefilter_common.scoring import conversion, engines
 from prefilter_common.scoring.scorer import Scorer
@@ -17,21 +17,21 @@ from prefilter_common.scoring.scorer import Scorer
 pytestmark = pytest.mark.slow
 
 NAME, UNBUILT = "onnxruntime-fp32", "openvino-fp32"
-TWO_PASS = TwoPass(max_length=32, temperature=1.5, low=0.4, high=0.6)
+SHORT = Stage("encoder", 1.5, 0.4, 0.6, max_length=32)
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory, classifiers):
     path = tmp_path_factory.mktemp("built") / "m"
     shutil.copytree(classifiers["minilm"], path)
-    write_contract(path, Contract(max_length=64, two_pass=TWO_PASS))
+    write_contract(path, Contract(max_length=64, stages=(SHORT,)))
     conversion.convert(path, engines.EngineName.parse(NAME), None)
     return path
 
 
 @pytest.fixture
 def model(tmp_path, built):
-    """Converted, not benchmarked, with two passes in its contract; for a test to change."""
+    """Converted, not benchmarked, with a short read in its contract; for a test to change."""
     return shutil.copytree(built, tmp_path / "m")
 
 
@@ -45,41 +45,50 @@ def warnings_of(caplog):
 
 def chosen(model, **kwargs):
     contract = (scorer := Scorer.load(model, **kwargs)).contract
-    return str(scorer.engine.name), contract.max_length, contract.two_pass
+    return str(scorer.engine.name), contract.max_length, contract.stages
 
 
 def test_pytorch_before_there_is_a_benchmark(model, caplog):
-    assert chosen(model) == ("pytorch-fp32", 64, None)
+    assert chosen(model) == ("pytorch-fp32", 64, ())
     assert not warnings_of(caplog)
 
 
-@pytest.mark.parametrize(("passes", "two_pass"), [(1, None), (2, TWO_PASS)])
-def test_the_recommended_engine_length_and_passes(model, caplog, passes, two_pass):
+@pytest.mark.parametrize(
+    ("found", "stages"),
+    [
+        ({"stages": []}, ()),
+        ({"stages": ["32 tokens"]}, (SHORT,)),
+        ({"passes": 1}, ()),  # an earlier version's
+        ({"passes": 2}, (SHORT,)),
+    ],
+)
+def test_the_recommended_engine_length_and_stages(model, caplog, found, stages):
     caplog.set_level(logging.INFO)
-    recommend(model, engine=NAME, max_length=48, passes=passes)
-    assert chosen(model) == (NAME, 48, two_pass)
+    recommend(model, engine=NAME, max_length=48, **found)
+    assert chosen(model) == (NAME, 48, stages)
     assert not warnings_of(caplog)
-    words = "two passes" if passes == 2 else "one pass"
-    assert f"{NAME}, {words}, at most 48 tokens" in caplog.messages[-1]
+    words = "32 tokens, then at most" if stages else "at most"
+    assert f"{NAME}, {words} 48 tokens" in caplog.messages[-1]
 
 
-def test_two_passes_that_the_contract_does_not_have_are_one(model):
+@pytest.mark.parametrize("found", [{"stages": ["first stage", "32 tokens"]}, {"passes": 2}])
+def test_stages_that_the_contract_does_not_have_are_none(model, found):
     write_contract(model, Contract(max_length=64))
-    recommend(model, engine=NAME, max_length=64, passes=2)
-    assert chosen(model) == (NAME, 64, None)
+    recommend(model, engine=NAME, max_length=64, **found)
+    assert chosen(model) == (NAME, 64, ())
 
 
 def test_no_more_tokens_than_the_model_was_trained_on(model, data_dir):
     """As when the file was copied from another model's directory."""
-    recommend(model, engine=NAME, max_length=512, passes=1)
-    assert chosen(model) == (NAME, 64, None)
+    recommend(model, engine=NAME, max_length=512, stages=[])
+    assert chosen(model) == (NAME, 64, ())
 
 
 def test_what_is_asked_for_goes_before_the_recommendation_and_reads_in_full(model, data_dir):
-    recommend(model, engine=NAME, max_length=48, passes=2)
-    assert chosen(model, engine="pytorch-fp32") == ("pytorch-fp32", 64, None)
-    assert chosen(model, engine=NAME) == (NAME, 64, None)
-    assert chosen(model, device="cpu") == ("pytorch-fp32", 64, None)
+    recommend(model, engine=NAME, max_length=48, stages=["32 tokens"])
+    assert chosen(model, engine="pytorch-fp32") == ("pytorch-fp32", 64, ())
+    assert chosen(model, engine=NAME) == (NAME, 64, ())
+    assert chosen(model, device="cpu") == ("pytorch-fp32", 64, ())
     articles = load_articles(data_dir / "test.jsonl")
     scores = [Scorer.load(model, engine=name).score(articles) for name in (NAME, "pytorch-fp32")]
     np.testing.assert_allclose(*scores, atol=1e-5)
@@ -98,23 +107,23 @@ def test_what_is_asked_for_goes_before_the_recommendation_and_reads_in_full(mode
     ],
 )
 def test_a_recommendation_that_is_unavailable_is_skipped_with_one_warning(model, caplog, engine, why):
-    recommend(model, engine=engine, max_length=48, passes=2)
-    assert chosen(model) == ("pytorch-fp32", 64, None)
+    recommend(model, engine=engine, max_length=48, stages=["32 tokens"])
+    assert chosen(model) == ("pytorch-fp32", 64, ())
     assert [why in record.getMessage() for record in warnings_of(caplog)] == [True]
 
 
 def test_a_recommendation_whose_checkpoint_has_changed(model, caplog):
-    recommend(model, engine=NAME, max_length=48, passes=1)
+    recommend(model, engine=NAME, max_length=48, stages=[])
     config = model / "config.json"
     config.write_text(config.read_text() + "\n")
-    assert chosen(model) == ("pytorch-fp32", 64, None)
+    assert chosen(model) == ("pytorch-fp32", 64, ())
     assert len(warnings_of(caplog)) == 1 and "made from this checkpoint" in caplog.text
 
 
 def test_a_recommendation_that_is_not_installed(model, caplog, monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
-    recommend(model, engine=NAME, max_length=48, passes=1)
-    assert chosen(model) == ("pytorch-fp32", 64, None)
+    recommend(model, engine=NAME, max_length=48, stages=[])
+    assert chosen(model) == ("pytorch-fp32", 64, ())
     assert len(warnings_of(caplog)) == 1 and "pip install onnxruntime" in caplog.text
 
 
@@ -133,11 +142,13 @@ def test_a_recommendation_that_is_not_installed(model, caplog, monkeypatch):
         '{"engine": "onnxruntime-fp32", "max_length": 0, "passes": 1}',
         '{"engine": "onnxruntime-fp32", "max_length": 64, "passes": 3}',
         '{"engine": "onnxruntime-fp32", "max_length": 64, "passes": "two"}',
+        '{"engine": "onnxruntime-fp32", "max_length": 64, "stages": "32 tokens"}',
+        '{"engine": "onnxruntime-fp32", "max_length": 64, "stages": null}',
     ],
 )
 def test_a_benchmark_that_recommends_nothing_readable(model, text):
     (model / "cpu_benchmark.json").write_text(text)
-    assert chosen(model) == ("pytorch-fp32", 64, None)
+    assert chosen(model) == ("pytorch-fp32", 64, ())
 
 
 def test_an_engine_that_is_asked_for_and_unavailable(model):

@@ -205,7 +205,7 @@ def test_benchmark(tmp_path, trained, data_dir, capsys, error, monkeypatch):
     monkeypatch.setattr("prefilter_common.benchmark.run.Worker", InProcess)
     for name in ("prefilter_common.benchmark.run.matrix_rates",):
         monkeypatch.setattr(name, lambda device: {"fp32": 1.0, "bf16": None, "int8": None})
-    flags = ["--test-data", data_dir / "test.jsonl", "--n-samples", "2", "--rounds", "1", "--passes", "1"]
+    flags = ["--test-data", data_dir / "test.jsonl", "--n-samples", "2", "--rounds", "1", "--no-stages"]
     flags += ["--engines", "onnxruntime-fp32", "--model", tmp_path / "tiny", "--output", tmp_path / "results"]
     run = command(benchmark_inference, flags)
 

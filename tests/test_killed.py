@@ -27,7 +27,7 @@ def wait_for(condition, seconds=120):
 def test_workers_end_with_the_benchmark(tmp_path, trained, data_dir, signum, code):
     """Endless rounds, so that a worker is in the middle of a computation."""
     command = [sys.executable, "benchmark_inference.py", "--model", trained / "tiny", "--rounds", "1000"]
-    command += ["--test-data", data_dir / "test.jsonl", "--engines", "pytorch-fp32", "--passes", "1"]
+    command += ["--test-data", data_dir / "test.jsonl", "--engines", "pytorch-fp32", "--no-stages"]
     with (tmp_path / "err").open("w") as err:
         process = subprocess.Popen(
             [*map(str, command), "--output", str(tmp_path / "results")], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=err

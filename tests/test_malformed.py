@@ -36,7 +36,7 @@ FLAGS = [
     ]),
     *((benchmark_inference, flag, value) for flag, value in [
         ("--threads", "1000000"), ("--threads", "0"), ("--batch-sizes", "0"), ("--max-lengths", "1"),
-        ("--passes", "3"), ("--max-f1-loss", "2"), ("--max-changed", "nan"), ("--n-samples", "0"),
+        ("--no-stages", "3"), ("--max-f1-loss", "2"), ("--max-changed", "nan"), ("--n-samples", "0"),
         ("--rounds", "1000000"), ("--device", "tpu"), ("--engines", "onnx"), ("--model", "nowhere"),
     ]),
     *((streaming, flag, value) for flag, value in [

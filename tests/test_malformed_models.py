@@ -39,7 +39,10 @@ CONTRACT = [
     ("thresholds", 0.5), ("thresholds", None), ("input_format", "{title}"), ("input_format", 1), ("base_model", 5),
     ("base_revision", []), ("tokenizer_sha256", 5), ("tokenizer_sha256", "0" * 64), ("two_pass", 5),
     ("two_pass", {}), ("two_pass", {"max_length": 16, "temperature": 0, "low": 0.1, "high": 0.9}),
-    ("two_pass", {"max_length": 16, "temperature": 1, "low": 0.9, "high": 0.1}), ("treshold", 0.5),
+    ("two_pass", {"max_length": 16, "temperature": 1, "low": 0.9, "high": 0.1}), ("treshold", 0.5), ("stages", 5),
+    ("stages", {}), ("stages", [5]), ("stages", [{}]), ("stages", None),
+    ("stages", [{"reader": "encoder", "max_length": 16, "temperature": 1, "low": 0.9, "high": 0.1}]),
+    ("stages", [{"reader": "linear", "temperature": 1, "low": 0.1, "high": 0.9, "coverage": 2, "sha256": ""}]),
 ]  # fmt: skip
 
 

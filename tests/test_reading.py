@@ -15,13 +15,13 @@ from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.run import score_together
 from prefilter_common.models.checkpoints import load_checkpoint
-from prefilter_common.models.contract import Contract, TwoPass
-from prefilter_common.models.directory import read_contract, write_contract
+from prefilter_common.models.contract import Contract, Stage
+from prefilter_common.models.directory import read_contract, read_recommendation, recommended_stages, write_contract
 from prefilter_common.scoring.scorer import Scorer, sigmoid
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 FULL, FIRST = 90, 30
-TWO_PASS = TwoPass(max_length=FIRST, temperature=0.5, low=0.2, high=0.8)
+SHORT = Stage("encoder", temperature=0.5, low=0.2, high=0.8, max_length=FIRST)
 PLAIN = Contract(max_length=FULL, temperature=2.0)
 
 
@@ -52,7 +52,7 @@ def tokenizer(classifiers):
 
 @pytest.fixture
 def scorer(tokenizer):
-    return Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=TWO_PASS)
+    return Scorer(StubEngine(), tokenizer, PLAIN).reading(stages=[SHORT])
 
 
 @pytest.fixture
@@ -63,12 +63,12 @@ def reads(tokenizer, articles):
     cut = np.array([len(ids) > FIRST for ids in scorer.tokenize(articles)])
     first_read = scorer.reading(max_length=FIRST).score(articles)  # at the full read's temperature
     log_odds = 2.0 * (np.log(first_read) - np.log1p(-first_read))
-    first = np.where(cut, sigmoid(log_odds / TWO_PASS.temperature), full)
-    unsure = cut & (first > TWO_PASS.low) & (first < TWO_PASS.high)
+    first = np.where(cut, sigmoid(log_odds / SHORT.temperature), full)
+    unsure = cut & (first > SHORT.low) & (first < SHORT.high)
     sure = cut & ~unsure
     assert unsure.sum() > 5 and sure.sum() > 5 and (~cut).sum() == 3  # else nothing could be seen
     short = full[~cut]
-    assert ((short > TWO_PASS.low) & (short < TWO_PASS.high)).any()  # uncertain, and still read once
+    assert ((short > SHORT.low) & (short < SHORT.high)).any()  # uncertain, and still read once
     return full, first, unsure
 
 
@@ -94,9 +94,9 @@ def test_only_unsure_articles_are_read_again(scorer, articles, reads):
 
 
 def test_a_first_read_as_long_as_the_full_one_is_the_only_one(tokenizer, articles):
-    long = TwoPass(max_length=FULL, temperature=9.0, low=0.0, high=1.0)
+    long = Stage("encoder", temperature=9.0, low=0.0, high=1.0, max_length=FULL)
     scorer = Scorer(StubEngine(), tokenizer, PLAIN)
-    np.testing.assert_array_equal(scorer.reading(two_pass=long).score(articles), scorer.score(articles))
+    np.testing.assert_array_equal(scorer.reading(stages=[long]).score(articles), scorer.score(articles))
     assert len(scorer.engine.rows) == 2 * len(articles)
 
 
@@ -106,9 +106,9 @@ def test_chunks_make_no_difference(scorer, articles, monkeypatch):
     np.testing.assert_array_equal(scorer.score(articles), expected)
 
 
-@pytest.mark.parametrize("two_pass", [None, TWO_PASS])
-def test_identical_texts_are_read_once(tokenizer, articles, two_pass):
-    scorer = Scorer(StubEngine(), tokenizer, PLAIN).reading(two_pass=two_pass)
+@pytest.mark.parametrize("stages", [[], [SHORT]])
+def test_identical_texts_are_read_once(tokenizer, articles, stages):
+    scorer = Scorer(StubEngine(), tokenizer, PLAIN).reading(stages=stages)
     expected = scorer.score(articles)
     n_rows = len(scorer.engine.rows)
     repeated = scorer.score(articles + articles[::-1] + [Article("a", "b", label=1, id="other")])
@@ -148,15 +148,32 @@ def test_two_processes_share_the_batches(tmp_path, tokenizer, data_dir):
     assert sum(rows) == len(scorer.engine.rows) and min(rows) > 0.3 * sum(rows)
 
 
-def test_the_contract_keeps_two_pass(tmp_path):
-    contract = Contract(max_length=FULL, two_pass=TWO_PASS)
+LINEAR = Stage("linear", temperature=1.5, low=0.1, high=0.9, coverage=0.8, sha256="0" * 64)
+
+
+def test_the_contract_keeps_the_stages(tmp_path):
+    contract = Contract(max_length=FULL, stages=(LINEAR, SHORT))
     write_contract(tmp_path, contract)
     assert read_contract(tmp_path) == contract
     write_contract(tmp_path, Contract())
-    assert read_contract(tmp_path).two_pass is None
+    assert read_contract(tmp_path).stages == ()
 
 
 GOOD = {"max_length": 16, "temperature": 1.0, "low": 0.2, "high": 0.8}
+
+
+def read_record(folder, **record):
+    (folder / "prefilter.json").write_text(json.dumps({"max_length": FULL, **record}))
+    return read_contract(folder)
+
+
+def test_the_contract_of_an_earlier_version_reads_as_before(tmp_path, tokenizer, articles):
+    two_pass = {"max_length": FIRST, "temperature": 0.5, "low": 0.2, "high": 0.8}
+    contract = read_record(tmp_path, temperature=2.0, two_pass=two_pass)
+    assert contract == Contract(max_length=FULL, temperature=2.0, stages=(SHORT,))
+    assert read_record(tmp_path, two_pass=None) == Contract(max_length=FULL)
+    (tmp_path / "cpu_benchmark.json").write_text(json.dumps({"engine": "pytorch-fp32", "max_length": 64, "passes": 2}))
+    assert recommended_stages(read_recommendation(tmp_path), contract) == (SHORT,)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +194,26 @@ GOOD = {"max_length": 16, "temperature": 1.0, "low": 0.2, "high": 0.8}
         {**GOOD, "high": 1.5},
     ],
 )
-def test_a_malformed_two_pass_is_named(tmp_path, two_pass):
-    path = tmp_path / "prefilter.json"
-    path.write_text(json.dumps({"max_length": FULL, "two_pass": GOOD}))
-    assert read_contract(tmp_path).two_pass == TwoPass(**GOOD)
-    path.write_text(json.dumps({"max_length": FULL, "two_pass": two_pass}))
-    with pytest.raises(InputError, match=r"prefilter\.json: not a valid contract: .*; correct it, or train"):
-        read_contract(tmp_path)
+def test_a_malformed_stage_is_named(tmp_path, two_pass):
+    stage = {"reader": "encoder", **two_pass} if isinstance(two_pass, dict) else two_pass
+    assert read_record(tmp_path, stages=[{"reader": "encoder", **GOOD}]).stages == (
+        Stage("encoder", 1.0, 0.2, 0.8, 16),
+    )
+    for record in ({"two_pass": two_pass}, {"stages": [stage]}):
+        with pytest.raises(InputError, match=r"prefilter\.json: not a valid contract: .*; correct it, or train"):
+            read_record(tmp_path, **record)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"reader": "oracle"}, {"reader": None}, {"coverage": None}, {"coverage": 1.5}, {"sha256": None}, {"sha256": 5}],
+)
+def test_a_malformed_first_stage_is_named(tmp_path, changes):
+    good = {"reader": "linear", "temperature": 1.0, "low": 0.2, "high": 0.8, "coverage": 0.9, "sha256": "0" * 64}
+    assert read_record(tmp_path, stages=[good]).stages[0].name == "first stage"
+    (key,) = changes
+    with pytest.raises(InputError, match=rf'not a valid contract: "stages\.{key}" is .*; it must be '):
+        read_record(tmp_path, stages=[{**good, **changes}])
+    for stages in (None, {}, "none", [None]):
+        with pytest.raises(InputError, match=r'"stages" is .*; it must be a list of objects'):
+            read_record(tmp_path, stages=stages)

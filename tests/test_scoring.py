@@ -15,7 +15,7 @@ import evaluate_models
 from prefilter_common.articles import Article, format_input, load_articles
 from prefilter_common.errors import InputError, RunError
 from prefilter_common.models.checkpoints import Checkpoint, load_checkpoint
-from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
@@ -136,7 +136,7 @@ def test_threads_share_a_scorer(converted, articles, request, engine, packages):
     articles = [replace(article, title="", content=article.content[: 3 * i]) for i, article in enumerate(articles)]
     scorer = Scorer.load(converted, engine=engine, threads=1)
     assert len({len(ids) for ids in scorer.tokenize(articles)}) > 10
-    readings = [scorer.reading(16), scorer.reading(64), scorer.reading(64, TwoPass(16, 1.0, 0.3, 0.7))]
+    readings = [scorer.reading(16), scorer.reading(64), scorer.reading(64, [Stage("encoder", 1.0, 0.3, 0.7, 16)])]
     jobs = [(reading, articles[i : i + 1 + i % 3]) for i in range(len(articles)) for reading in readings]
     expected = [reading.score(some, batch_size=2) for reading, some in jobs]
     short, long = (np.concatenate(expected[i::3]) for i in range(2))

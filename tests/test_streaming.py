@@ -95,7 +95,7 @@ def test_rows_in_the_order_of_the_input_with_the_scorers_scores(tmp_path, model,
     captured = capsys.readouterr()
     summary = json.loads(captured.out.splitlines()[-1])
     assert summary["articles"] == 53 and summary["commerce"] == sum(flags)
-    assert (summary["engine"], summary["passes"]) == ("pytorch-fp32", 1)
+    assert (summary["engine"], summary["stages"]) == ("pytorch-fp32", [])
     assert summary["seconds"] >= 0 and summary["articles_per_second"] > 0 and summary["peak_memory_mib"] > 10
     assert "10/53 (19%) | " in captured.err and " articles/s | eta " in captured.err
     assert "53/53 (100%) | " in captured.err
@@ -222,7 +222,7 @@ def test_the_recommended_engine_and_what_it_was_converted_to(tmp_path, model, so
     pytest.importorskip("onnx")
     copy, output = shutil.copytree(model, tmp_path / "copy"), tmp_path / "out.jsonl"
     folder = convert(copy, EngineName("onnxruntime", "fp32"), None)
-    recommended = {"engine": "onnxruntime-fp32", "max_length": 32, "passes": 1}
+    recommended = {"engine": "onnxruntime-fp32", "max_length": 32, "stages": []}
     (copy / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
     with monkeypatch.context() as patch:
         break_off(patch, KeyboardInterrupt)
@@ -239,7 +239,7 @@ def test_the_recommended_engine_and_what_it_was_converted_to(tmp_path, model, so
     (folder / "model.onnx").write_bytes(converted)
     assert call(streaming, [copy, source, output]) == 0
     summary = json.loads(capsys.readouterr().out)
-    assert (summary["engine"], summary["passes"], summary["articles"]) == ("onnxruntime-fp32", 1, 48)
+    assert (summary["engine"], summary["stages"], summary["articles"]) == ("onnxruntime-fp32", [], 48)
 
 
 @pytest.mark.parametrize(

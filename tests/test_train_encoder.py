@@ -33,7 +33,7 @@ def test_the_model_directory_holds_exactly_what_it_should(trained, data_dir, tin
         "base_model": str(tiny_encoder),
         "base_revision": None,
         "thresholds": {"default": 0.5},
-        "two_pass": None,
+        "stages": [],
     }
     run = read(model / "run.json")
     assert run["data"]["train"]["rows"] == 48 and len(run["data"]["val"]["sha256"]) == 64

@@ -1,7 +1,7 @@
 """A model directory and articles in, the cheapest faithful way to run it out.
 
-In: a model directory, articles to time, validation articles to choose a first pass. Out: one row per configuration with
-its speed, memory and fidelity, a recommendation, a report and a picture. Does not belong here: the engines themselves
+In: a model directory, articles to time, validation articles to choose stages. Out: one row per configuration with its
+speed, memory and fidelity, a recommendation, a report and a picture. Does not belong here: the engines themselves
 (``scoring``), and whether the model is good enough (``evaluation``).
 
 Fidelity. Each row has the share of changed decisions with its upper 95 % limit, the largest difference of a score, and
@@ -9,18 +9,28 @@ the F1 difference with its interval, judged on test, up to 1,000 training and up
 refused where F1 may be ``--max-f1-loss`` lower than the reference's or, for an engine or precision, where more than
 ``--max-changed`` of the decisions may change. No change at all has to be seen on 368 articles to show 1 %.
 
-Two passes. Most articles can be recognised by their first hundred tokens. A short first read decides, and only where
-its calibrated score lies between two limits is the article read in full. Length and limits are chosen on validation
-articles: those that read the fewest tokens while F1 at every operating point is no lower than the full read's. They are
-kept in ``prefilter.json``; evaluation drops them when it changes a threshold.
+Stages. Most articles need no full read. A cascade is a list of stages in ``prefilter.json``: each decides where its
+calibrated score lies outside two limits, and passes on the rest; what none decides is read in full.
+
+- ``first stage``: a logistic regression over the article's tokens and pairs of tokens, in ``first_stage.npz``. It is
+  fitted to the model's own scores of three quarters of the training articles, which need no labels, and of a copy of
+  each that is cut to the length of a feed's. What has fewer tokens known from there than all but a tenth of the
+  validation articles goes on: languages and scripts that it was not fitted on.
+- ``64 tokens``: the model reads that many.
+
+Length, limits and the share of known tokens are chosen on validation articles, those of the first stage also on copies
+cut to the length of a feed's: the limits that pass on least while F1 at every operating point is no lower than the full
+read's. A stage that saves less than a tenth is not kept. Each stage alone, and all together, are rows of their own.
+Rows with stages are not judged on validation articles, and those with a first stage, of the training articles, only on
+the quarter that it was not fitted on. Evaluation drops the stages when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, and leaves
 ``cpu_benchmark.json`` alone.
 
 ``results/benchmark_<model>.json`` holds ``conditions`` (device, threads, load, matrix rates, articles timed and
-compared), ``tolerance``, ``two_pass`` and ``two_pass_on_validation``, ``rows``, ``skipped`` (engine -> reason),
-``recommended`` and ``verdict``. ``cpu_benchmark.json`` in the model directory holds the recommended row, with the
-earlier keys ``model n_samples avg_ms p50_ms p95_ms p99_ms min_ms max_ms``; ``Scorer.load`` reads ``engine max_length
-passes`` from it.
+compared), ``tolerance``, ``stages`` and ``stages_on_validation``, ``rows`` (``stage_costs`` has what share of the test
+articles each stage decides, and its milliseconds), ``skipped`` (engine or stage -> reason), ``recommended`` and
+``verdict``. ``cpu_benchmark.json`` in the model directory holds the recommended row, with the earlier keys ``model
+n_samples avg_ms p50_ms p95_ms p99_ms min_ms max_ms``; ``Scorer.load`` reads ``engine max_length stages`` from it.
 """

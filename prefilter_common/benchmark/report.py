@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
+from prefilter_common.benchmark.limits import StageNote
 from prefilter_common.benchmark.rows import (
     BenchmarkRow,
     Conditions,
@@ -16,7 +17,6 @@ from prefilter_common.benchmark.rows import (
     recommend,
 )
 from prefilter_common.benchmark.run import MAX_TRAIN, MAX_VAL, Options
-from prefilter_common.benchmark.two_pass import TwoPassNote
 from prefilter_common.cli import printable, table
 from prefilter_common.files import write_bytes
 from prefilter_common.runinfo import RunInfo
@@ -28,8 +28,8 @@ class BenchmarkResult(TypedDict):
     model: str
     conditions: Conditions
     tolerance: dict[str, float]  # the fields of ``fidelity.Tolerance``
-    two_pass: dict[str, float] | None  # those of ``contract.TwoPass``
-    two_pass_on_validation: TwoPassNote
+    stages: list[dict[str, object]]  # those of ``contract.Stage``
+    stages_on_validation: dict[str, StageNote]
     recommended: str
     verdict: str
     rows: list[BenchmarkRow]
@@ -61,19 +61,19 @@ def results_and_summary(
     options: Options,
 ) -> tuple[BenchmarkResult, BenchmarkSummary]:  # fmt: skip
     """The content of the results file, and the summary: the recommended row with the conditions."""
-    best, two_pass = recommend(rows), reference.contract.two_pass
-    no_two_pass = {"two passes": reference.two_pass_note["reason"]} if 2 in options.passes and not two_pass else {}
+    best, notes = recommend(rows), reference.cascade.notes
+    reasons = {name: note["reason"] for name, note in notes.items() if "reason" in note}
     verdict = latency_verdict(best["avg_ms"])
     result: BenchmarkResult = {
         "model": name,
         "conditions": conditions,
         "tolerance": asdict(options.tolerance),
-        "two_pass": asdict(two_pass) if two_pass else None,
-        "two_pass_on_validation": reference.two_pass_note,
+        "stages": [asdict(stage) for stage in reference.contract.stages],
+        "stages_on_validation": notes,
         "recommended": name_of(best),
         "verdict": verdict,
         "rows": list(rows),
-        "skipped": {**skipped, **no_two_pass},
+        "skipped": {**skipped, **reasons},
     }
     summary: BenchmarkSummary
     summary = {"model": name, "n_samples": conditions["timed_articles"], **best, "verdict": verdict, **conditions}
@@ -114,18 +114,25 @@ def report(result: BenchmarkResult) -> str:
         "changed: share of decisions, at the operating point with the most, and its upper 95 % limit; largest:",
         "  difference of a score; MiB: peak memory one at a time; disk: MiB",
         f"decisions were compared on {n_compared:,} articles: the test set, at most {MAX_TRAIN:,} of train and, except",
-        f"  for two passes, at most {MAX_VAL} of val",
+        f"  for stages, at most {MAX_VAL} of val; a first stage on those of train that it was not fitted on",
         "",
+        *_stage_lines(rows),
         *(f"refused: {name_of(row)}: {row['refused']}" for row in rows if row["refused"]),
         *(f"skipped: {name}: {printable(reason)}" for name, reason in result["skipped"].items()),
     ]
-    note, two_pass = result["two_pass_on_validation"], result["two_pass"]
-    if two_pass and "tokens" in note:
-        lines.append(
-            f"two passes: the first reads {two_pass['max_length']} tokens; {note['read_in_full']:.0%} of the "
-            f"validation articles were then read in full, {note['tokens']:.0%} of all tokens"
-        )
     return "\n".join([*lines, f"recommended: {result['recommended']}, {result['verdict']}"])
+
+
+def _stage_lines(rows: Sequence[BenchmarkRow]) -> list[str]:
+    """What each stage of each cascade decides, and at what cost."""
+    cells = [["stages", "", "decides", "ms"]]
+    for row in rows:
+        for cost in row["stage_costs"] if row["stages"] else ():
+            ms = "–" if cost["ms"] is None else f"{cost['ms']:.3g}"
+            cells.append([name_of(row), cost["name"], f"{cost['decides']:.0%}", ms])
+    if len(cells) == 1:
+        return []
+    return [table(cells), "decides: share of the test articles; ms: per article that gets there, one at a time", ""]
 
 
 def _speed_cells(row: BenchmarkRow) -> list[str]:

@@ -6,11 +6,11 @@ from typing import TypedDict
 
 import numpy as np
 
+from prefilter_common.benchmark.cascade import Cascade
 from prefilter_common.benchmark.fidelity import Fidelity, Tolerance, compare_scores, refusal
 from prefilter_common.benchmark.timing import Bulk, Single
-from prefilter_common.benchmark.two_pass import TwoPassNote
 from prefilter_common.evaluation.choice.rules import CRITERIA
-from prefilter_common.models.contract import Contract, TwoPass
+from prefilter_common.models.contract import LINEAR, Contract, Stage
 from prefilter_common.scoring.engines import REFERENCE, EngineName
 from prefilter_common.statistics.metrics import latency_summary, threshold_metrics
 from prefilter_common.statistics.operating_points import DEFAULT
@@ -20,16 +20,11 @@ SEED = 0  # of the paired bootstrap
 
 @dataclass(frozen=True)
 class Configuration:
-    """An engine and how much of an article it reads."""
+    """An engine, how much of an article it reads, and which stages decide before."""
 
     engine: EngineName
     max_length: int
-    two_pass: TwoPass | None = None
-
-    @property
-    def passes(self) -> int:
-        """1 or 2."""
-        return 2 if self.two_pass else 1
+    stages: tuple[Stage, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -37,8 +32,8 @@ class Reference:
     """PyTorch in fp32, every article read in full: what the others are compared with.
 
     ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
-    other articles on which decisions are compared, the last ``n_val`` of them validation articles; ``operations`` maps
-    the shape of a batch to the operations of its forward pass; ``two_pass_note`` reports how a first pass was chosen.
+    other articles on which decisions are compared: on the first ``n_held_out`` no first stage was fitted, and on the
+    last ``n_val`` limits were chosen; ``operations`` maps the shape of a batch to the operations of its forward pass.
     """
 
     contract: Contract
@@ -46,8 +41,9 @@ class Reference:
     labels: np.ndarray | None
     n_tokens: np.ndarray
     operations: Callable[[tuple[int, ...]], float]
-    two_pass_note: TwoPassNote
+    cascade: Cascade
     more: np.ndarray
+    n_held_out: int
     n_val: int
 
 
@@ -84,12 +80,23 @@ class WorkerFacts(TypedDict):
     peak_memory_bulk_mib: int
 
 
+class StageCost(TypedDict):
+    """A stage, or the full read: the share of the test articles that it decides, and milliseconds per article that gets
+    there, one at a time; None where none of those that were timed does.
+    """
+
+    name: str
+    decides: float
+    ms: float | None
+
+
 class BenchmarkRow(WorkerFacts):
     """One configuration in ``results/benchmark_<model>.json``; ``refused`` is None or the reason."""
 
     engine: str
     max_length: int
-    passes: int
+    stages: list[str]
+    stage_costs: list[StageCost]
     avg_ms: float
     p50_ms: float
     p95_ms: float
@@ -140,7 +147,8 @@ def row_of(
         "engine": str(configuration.engine),
         "precision": facts["precision"],
         "max_length": configuration.max_length,
-        "passes": configuration.passes,
+        "stages": [stage.name for stage in configuration.stages],
+        "stage_costs": stage_costs(configuration, rounds, next(iter(bulk.values())).decided_by),
         "avg_ms": summary["avg_ms"],
         "p50_ms": summary["p50_ms"],
         "p95_ms": summary["p95_ms"],
@@ -167,12 +175,25 @@ def row_of(
     }
 
 
+def stage_costs(configuration: Configuration, rounds: Sequence[Single], decided_by: np.ndarray) -> list[StageCost]:
+    """Of each stage and the full read; ``decided_by`` (n,) says which decided each test article."""
+    seconds = np.concatenate([single.stages for single in rounds])
+    costs: list[StageCost] = []
+    for number, name in enumerate([*(stage.name for stage in configuration.stages), "full read"]):
+        reached = seconds[:, number][seconds[:, number] > 0]
+        ms = round(float(1000 * reached.mean()), 4) if len(reached) else None
+        costs.append({"name": name, "decides": round(float((decided_by == number).mean()), 4), "ms": ms})
+    return costs
+
+
 def judge(
     configuration: Configuration, reference: Reference, scores: np.ndarray, more: np.ndarray, tolerance: Tolerance
 ) -> tuple[Fidelity, str | None]:
     """How close a configuration's (n,) and (k,) scores are to the reference's, and why it is refused, or None."""
-    # The limits of a first pass were chosen on the validation articles, so these would flatter it.
-    judged = len(more) - (reference.n_val if configuration.two_pass else 0)
+    # The articles that stages were chosen or fitted on would flatter them.
+    judged = len(more) - (reference.n_val if configuration.stages else 0)
+    if any(stage.reader == LINEAR for stage in configuration.stages):
+        judged = reference.n_held_out
     fidelity = compare_scores(
         reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
         (reference.more[:judged], more[:judged]),
@@ -180,7 +201,7 @@ def judge(
     # The reference differs from itself only by rounding, but a score may lie that close to a threshold.
     if configuration == Configuration(REFERENCE, reference.contract.max_length):
         return fidelity, None
-    reads_less = configuration.passes == 2 or configuration.max_length < reference.contract.max_length
+    reads_less = bool(configuration.stages) or configuration.max_length < reference.contract.max_length
     return fidelity, refusal(fidelity, tolerance, reads_less)
 
 
@@ -208,8 +229,9 @@ def frontier(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 
 def name_of(row: BenchmarkRow) -> str:
-    """Such as ``openvino-int8 128 two passes``, as tables and pictures name a row."""
-    return f"{row['engine']} {row['max_length']}{' two passes' if row['passes'] == 2 else ''}"
+    """Such as ``openvino-int8 512 after 64 tokens``, as tables and pictures name a row."""
+    after = f" after {' + '.join(row['stages'])}" if row["stages"] else ""
+    return f"{row['engine']} {row['max_length']}{after}"
 
 
 def latency_verdict(avg_ms: float) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from prefilter_common.articles import Article, capped, labels_of
+from prefilter_common.benchmark.cascade import Cascade, cascade_of
 from prefilter_common.benchmark.fidelity import Tolerance
 from prefilter_common.benchmark.rows import (
     Articles,
@@ -21,20 +22,19 @@ from prefilter_common.benchmark.rows import (
     row_of,
 )
 from prefilter_common.benchmark.timing import Worker, matrix_rates, operations
-from prefilter_common.benchmark.two_pass import FIRST_LENGTHS, TwoPassNote, choose_two_pass
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
-from prefilter_common.models.contract import Contract, TwoPass
-from prefilter_common.models.directory import CONTRACT_FILE, read_contract, write_contract
+from prefilter_common.models.contract import Contract, Stage
+from prefilter_common.models.directory import read_contract
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import REFERENCE, EngineName, TorchEngine, Unavailable
 from prefilter_common.scoring.scorer import Scorer
-from prefilter_common.statistics.calibration import at_temperature
 
 log = logging.getLogger(__name__)
 
 # The most training and validation articles that are scored to compare decisions.
 MAX_TRAIN, MAX_VAL = 1_000, 200
+HOLD_OUT_EVERY = 4  # a first stage is judged on every fourth training article, and fitted on the others
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,26 @@ class Data:
     val: list[Article] | None
 
     @property
+    def held_out(self) -> list[Article]:
+        """The training articles that no first stage is fitted on, so that it can be judged on them."""
+        return (self.train or [])[:: self._every]
+
+    @property
+    def fitting(self) -> list[Article]:
+        """All other training articles."""
+        return [article for i, article in enumerate(self.train or []) if i % self._every]
+
+    @property
     def more(self) -> list[Article]:
-        """Training and then validation articles, on which decisions are compared: 60 test articles show too little."""
-        return [*capped(self.train or [], MAX_TRAIN), *capped(self.val or [], MAX_VAL)]
+        """Training articles, those held out first, and then validation articles, on which decisions are compared: 60
+        test articles show too little.
+        """
+        train = [*self.held_out, *capped(self.fitting, MAX_TRAIN - len(self.held_out))]
+        return [*train, *capped(self.val or [], MAX_VAL)]
+
+    @property
+    def _every(self) -> int:
+        return max(HOLD_OUT_EVERY, -(-len(self.train or []) // MAX_TRAIN))
 
 
 @dataclass(frozen=True)
@@ -58,7 +75,7 @@ class Options:
 
     engines: Sequence[EngineName]
     max_lengths: Sequence[int] | None
-    passes: Sequence[int]
+    no_stages: bool
     batch_sizes: Sequence[int]
     tolerance: Tolerance
     device: str
@@ -85,42 +102,31 @@ def conditions_of(options: Options) -> Machine:
 
 
 def take_reference(directory: Path, data: Data, options: Options) -> Reference:
-    """Score the test articles and, with validation articles, choose the limits of a first pass.
+    """Score the test articles and, with validation articles, choose the stages before the full read.
 
-    The contract returned contains those limits; without validation articles, the ones it had. Raises InputError.
+    The contract returned contains those; without validation articles, the ones it had. Raises InputError.
     """
     scorer = Scorer.load(directory, options.device, REFERENCE)
     assert isinstance(scorer.engine, TorchEngine)
-    contract = read_contract(directory)
-    two_pass: TwoPass | None = contract.two_pass if contract else None
-    note: TwoPassNote = {}
-    if contract is None:
-        note = {"reason": f"no {CONTRACT_FILE} to store its limits in; train the model again"}
-    elif data.val and 2 in options.passes:
-        two_pass, note = _choose_two_pass(scorer, data.val, options.batch_sizes[0])
-    elif two_pass is None:
-        note = {"reason": "no validation articles to choose its limits on; pass --val-data"}
-    encodings = scorer.tokenize(data.test)
     batch_size = options.batch_sizes[0]
+    if options.no_stages:
+        contract = read_contract(directory)
+        cascade = Cascade(contract.stages if contract else (), {})
+    else:
+        cascade = cascade_of(directory, scorer, data.val, data.fitting, batch_size)
+    encodings = scorer.tokenize(data.test)
     return Reference(
-        contract=replace(scorer.contract, two_pass=two_pass),
+        contract=replace(scorer.contract, stages=cascade.stages),
         scores=scorer.score_encodings(encodings, batch_size),
         labels=None if any(article.label is None for article in data.test) else labels_of(data.test),
         n_tokens=np.array([len(ids) for ids in encodings]),
         operations=operations(scorer.engine.model),
-        two_pass_note=note,
+        cascade=cascade,
         more=scorer.score(data.more, batch_size) if data.more else np.empty(0),
+        # On what an earlier run's was fitted is not known.
+        n_held_out=len(data.held_out) if cascade.first_stage else 0,
         n_val=len(capped(data.val or [], MAX_VAL)),
     )
-
-
-def _choose_two_pass(scorer: Scorer, val: Sequence[Article], batch_size: int) -> tuple[TwoPass | None, TwoPassNote]:
-    contract = scorer.contract
-    lengths = [length for length in FIRST_LENGTHS if length < contract.max_length]
-    first = {length: scorer.reading(length).score(val, batch_size) for length in lengths}
-    short = {length: at_temperature(scores, 1 / contract.temperature) for length, scores in first.items()}
-    n_tokens = np.array([len(ids) for ids in scorer.tokenize(val)])
-    return choose_two_pass(labels_of(val), scorer.score(val, batch_size), short, n_tokens, contract.thresholds)
 
 
 def articles_of(reference: Reference, data: Data) -> Articles:
@@ -133,15 +139,8 @@ def articles_of(reference: Reference, data: Data) -> Articles:
     }
 
 
-def store_two_pass(directory: Path, two_pass: TwoPass | None) -> None:
-    """Write the limits of the first pass into prefilter.json; a directory without one is left as it is."""
-    contract = read_contract(directory)
-    if contract is not None and contract.two_pass != two_pass:
-        write_contract(directory, replace(contract, two_pass=two_pass))
-
-
-def readings_of(contract: Contract, options: Options) -> list[tuple[int, TwoPass | None]]:
-    """The requested ways of reading an article: tokens, and the limits of a first pass.
+def readings_of(contract: Contract, options: Options) -> list[tuple[int, tuple[Stage, ...]]]:
+    """The requested ways of reading an article: tokens, and the stages before: none, each alone, all together.
 
     Raises InputError for a length beyond the model's.
     """
@@ -149,12 +148,9 @@ def readings_of(contract: Contract, options: Options) -> list[tuple[int, TwoPass
     if max(lengths) > contract.max_length:
         longest = f"the model reads at most {contract.max_length} tokens"
         raise InputError(f"--max-lengths {max(lengths)}: {longest}; pass that or less")
-    readings: list[tuple[int, TwoPass | None]] = []
-    if 1 in options.passes:
-        readings += [(length, None) for length in lengths]
-    if 2 in options.passes and contract.two_pass:
-        readings.append((contract.max_length, contract.two_pass))
-    return readings
+    stages = () if options.no_stages else contract.stages
+    cascades = [*((stage,) for stage in stages), *([stages] if len(stages) > 1 else [])]
+    return [*((length, ()) for length in lengths), *((contract.max_length, cascade) for cascade in cascades)]
 
 
 def open_workers(
@@ -179,7 +175,10 @@ def open_workers(
 
 
 def to_compare(
-    available: Sequence[EngineName], readings: Sequence[tuple[int, TwoPass | None]], max_length: int, options: Options
+    available: Sequence[EngineName],
+    readings: Sequence[tuple[int, tuple[Stage, ...]]],
+    max_length: int,
+    options: Options,
 ) -> list[Configuration]:
     """Every requested engine that is available, with every way of reading; the reference first."""
     first = Configuration(REFERENCE, max_length)
@@ -202,14 +201,14 @@ def measure(
     for number in range(options.rounds):
         log.info(f"round {number + 1}/{options.rounds}: {len(configurations)} configurations")
         for c in configurations:
-            rounds[c].append(workers[c.engine].single(data.timed, c.max_length, c.two_pass))
+            rounds[c].append(workers[c.engine].single(data.timed, c.max_length, c.stages))
     peak = {engine: worker.peak_memory_mib() for engine, worker in workers.items()}
     bulk = {
-        c: {size: workers[c.engine].bulk(data.test, c.max_length, c.two_pass, size) for size in options.batch_sizes}
+        c: {size: workers[c.engine].bulk(data.test, c.max_length, c.stages, size) for size in options.batch_sizes}
         for c in configurations
     }
     more = {
-        c: workers[c.engine].bulk(data.more, c.max_length, c.two_pass, options.batch_sizes[0]).scores
+        c: workers[c.engine].bulk(data.more, c.max_length, c.stages, options.batch_sizes[0]).scores
         if data.more
         else np.empty(0)
         for c in configurations

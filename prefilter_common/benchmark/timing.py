@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar
 import numpy as np
 
 from prefilter_common.articles import Article
-from prefilter_common.models.contract import TwoPass
+from prefilter_common.models.contract import Stage
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -42,11 +42,18 @@ class Opened(TypedDict):
 
 @dataclass(frozen=True)
 class Single:
-    """One round: seconds per article to tokenise and to score, both (n,), and the ``shapes`` of the forward passes."""
+    """One round: seconds per article to tokenise, (n,), and in each stage and the full read, (n, stages + 1), and the
+    ``shapes`` of the forward passes.
+    """
 
     tokenize: np.ndarray
-    forward: np.ndarray
+    stages: np.ndarray
     shapes: list[tuple[int, ...]]
+
+    @property
+    def forward(self) -> np.ndarray:
+        """(n,) seconds to score."""
+        return self.stages.sum(1)
 
     @property
     def mean_ms(self) -> float:
@@ -56,10 +63,11 @@ class Single:
 
 @dataclass(frozen=True)
 class Bulk:
-    """Seconds for all articles together, and their (n,) scores."""
+    """Seconds for all articles together, their (n,) scores, and which stage decided each: (n,), as in Scorer."""
 
     seconds: float
     scores: np.ndarray
+    decided_by: np.ndarray
 
 
 class Worker:
@@ -76,13 +84,13 @@ class Worker:
         self._pool = ProcessPoolExecutor(1, context, initializer=_end_with, initargs=(ours,))
         self.opened: Opened = self._ask(_open, directory, engine, device, threads)
 
-    def single(self, articles: Sequence[Article], max_length: int, two_pass: TwoPass | None) -> Single:
+    def single(self, articles: Sequence[Article], max_length: int, stages: Sequence[Stage]) -> Single:
         """Time each article on its own."""
-        return self._ask(_single, articles, max_length, two_pass)
+        return self._ask(_single, articles, max_length, stages)
 
-    def bulk(self, articles: Sequence[Article], max_length: int, two_pass: TwoPass | None, batch_size: int) -> Bulk:
+    def bulk(self, articles: Sequence[Article], max_length: int, stages: Sequence[Stage], batch_size: int) -> Bulk:
         """Time all articles together."""
-        return self._ask(_bulk, articles, max_length, two_pass, batch_size)
+        return self._ask(_bulk, articles, max_length, stages, batch_size)
 
     def peak_memory_mib(self) -> float:
         """The peak resident memory of the process so far."""
@@ -132,30 +140,33 @@ def _open(directory: Path, engine: "EngineName", device: str, threads: int | Non
     """Load, timed from the first import on."""
     global _scorer, _engine
     start = time.perf_counter()
+    from prefilter_common.models.directory import read_contract
+    from prefilter_common.scoring.first_stage import read_first_stage
     from prefilter_common.scoring.scorer import Scorer
 
     _scorer = Scorer.load(directory, device if engine.library == "pytorch" else None, engine, threads)
+    if contract := read_contract(directory):
+        _scorer.first_stage = read_first_stage(directory, contract.stages)
     seconds = time.perf_counter() - start
     _scorer.engine = _engine = _Counting(_scorer.engine)
     return {"load_s": round(seconds, 2), "precision": _engine.precision}
 
 
-def _single(articles: Sequence[Article], max_length: int, two_pass: TwoPass | None) -> Single:
-    from prefilter_common.scoring.latency import time_single_articles
+def _single(articles: Sequence[Article], max_length: int, stages: Sequence[Stage]) -> Single:
+    from prefilter_common.scoring.latency import time_stages
 
-    scorer = _scorer.reading(max_length, two_pass)
+    scorer = _scorer.reading(max_length, stages)
     # The longest article makes the libraries allocate all the memory that they will need.
     scorer.score([max(articles, key=lambda article: len(article.content))])
     _engine.shapes.clear()
-    tokenize, forward = time_single_articles(scorer, articles, warmup=0)
-    return Single(tokenize, forward, list(_engine.shapes))
+    return Single(*time_stages(scorer, articles), list(_engine.shapes))
 
 
-def _bulk(articles: Sequence[Article], max_length: int, two_pass: TwoPass | None, batch_size: int) -> Bulk:
-    scorer = _scorer.reading(max_length, two_pass)
+def _bulk(articles: Sequence[Article], max_length: int, stages: Sequence[Stage], batch_size: int) -> Bulk:
+    scorer = _scorer.reading(max_length, stages)
     start = time.perf_counter()
-    scores = scorer.score(articles, batch_size)
-    return Bulk(time.perf_counter() - start, scores)
+    scores, decided_by = scorer.decide(articles, batch_size)
+    return Bulk(time.perf_counter() - start, scores, decided_by)
 
 
 def _peak() -> float:

@@ -233,8 +233,8 @@ def operating_points(
     stored = read_contract(directory)
     if is_main_process() and stored and thresholds != stored.thresholds:
         try:
-            # The limits of a first pass were chosen for the old thresholds; the benchmark chooses new ones.
-            write_contract(directory, replace(stored, thresholds=thresholds, two_pass=None))
+            # The limits of the stages were chosen for the old thresholds; the benchmark chooses new ones.
+            write_contract(directory, replace(stored, thresholds=thresholds, stages=()))
         except OSError as error:
             log.warning(f"{directory}: operating points not written back ({error.strerror})")
     return thresholds

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from prefilter_common.articles import INPUT_FORMAT
@@ -12,23 +12,43 @@ from prefilter_common.articles import INPUT_FORMAT
 MIN_LENGTH = 8
 
 
-@dataclass(frozen=True)
-class TwoPass:
-    """When a short first read suffices: its calibrated P(commerce) lies outside (``low``, ``high``).
+ENCODER, LINEAR = "encoder", "linear"
 
-    ``max_length`` is the tokens of the first read; ``temperature`` divides its log-odds.
+
+@dataclass(frozen=True)
+class Stage:
+    """A reader before the full read: a calibrated P(commerce) of its that lies outside (``low``, ``high``) is final.
+
+    ``reader`` is ``encoder``, the model itself reading ``max_length`` tokens, or ``linear``, the first stage in the
+    file with hash ``sha256``, which decides only where it knows at least a share ``coverage`` of a text's tokens;
+    ``temperature`` divides its log-odds. Raises ValueError for a value that none of them can have.
     """
 
-    max_length: int
+    reader: str
     temperature: float
     low: float
     high: float
+    max_length: int | None = None
+    coverage: float | None = None
+    sha256: str | None = None
 
     def __post_init__(self) -> None:
-        _require_whole("two_pass.max_length", self.max_length, 1)
-        _require_number("two_pass.temperature", self.temperature, above=0)
-        _require_number("two_pass.high", self.high, 0, 1)
-        _require_number("two_pass.low", self.low, 0, self.high)
+        if self.reader not in (ENCODER, LINEAR):
+            raise ValueError(f'"stages.reader" is {_shown(self.reader)}; it must be "{ENCODER}" or "{LINEAR}"')
+        _require_number("stages.temperature", self.temperature, above=0)
+        _require_number("stages.high", self.high, 0, 1)
+        _require_number("stages.low", self.low, 0, self.high)
+        if self.reader == ENCODER:
+            _require_whole("stages.max_length", self.max_length, 1)
+        else:
+            _require_number("stages.coverage", self.coverage, 0, 1)
+            if not isinstance(self.sha256, str):
+                raise ValueError(f'"stages.sha256" is {_shown(self.sha256)}; it must be a string')
+
+    @property
+    def name(self) -> str:
+        """As reports and ``cpu_benchmark.json`` call it."""
+        return "first stage" if self.reader == LINEAR else f"{self.max_length} tokens"
 
 
 @dataclass(frozen=True)
@@ -36,9 +56,9 @@ class Contract:
     """How to feed a model and read its scores.
 
     ``max_length`` is in tokens; log-odds are divided by ``temperature`` before they become probabilities;
-    ``thresholds`` are the named operating points on P(commerce); ``two_pass`` is None where every article is read in
-    full; ``tokenizer_sha256`` is of the ``tokenizer.json`` that the model was trained with, None where nobody recorded
-    it. Raises ValueError for a value that none of them can have.
+    ``thresholds`` are the named operating points on P(commerce); ``stages`` may decide, one after the other, before an
+    article is read in full; ``tokenizer_sha256`` is of the ``tokenizer.json`` that the model was trained with, None
+    where nobody recorded it. Raises ValueError for a value that none of them can have.
     """
 
     input_format: str = INPUT_FORMAT
@@ -47,7 +67,7 @@ class Contract:
     base_revision: str | None = None
     temperature: float = 1.0
     thresholds: dict[str, float] = field(default_factory=lambda: {"default": 0.5})
-    two_pass: TwoPass | None = None
+    stages: tuple[Stage, ...] = ()
     tokenizer_sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -62,18 +82,32 @@ class Contract:
             raise ValueError(f'"thresholds" is {_shown(self.thresholds)}; it must be an object with a "default"')
         for name, value in self.thresholds.items():
             _require_number(f"thresholds.{name}", value, 0, 1)
-        if not isinstance(self.two_pass, TwoPass | None):
-            raise ValueError(f'"two_pass" is {_shown(self.two_pass)}; it must be an object or null')
+        if not all(isinstance(stage, Stage) for stage in self.stages):
+            raise ValueError(f'"stages" is {_shown(self.stages)}; it must be a list of objects')
+
+    @property
+    def stage_names(self) -> list[str]:
+        """Of those before the full read, in order."""
+        return [stage.name for stage in self.stages]
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Contract":
-        """From the content of ``prefilter.json``. Raises ValueError naming the key."""
+        """From the content of ``prefilter.json``, an earlier version's too. Raises ValueError naming the key."""
         found = dict(record)
-        if isinstance(found.get("two_pass"), Mapping):
-            _require_keys(TwoPass, found["two_pass"], "two_pass.")
-            if missing := {field.name for field in fields(TwoPass)} - set(found["two_pass"]):
-                raise ValueError(f'"two_pass.{min(missing)}" is missing')
-            found["two_pass"] = TwoPass(**found["two_pass"])
+        if "two_pass" in found and "stages" not in found:
+            earlier = found.pop("two_pass")
+            if not isinstance(earlier, Mapping | None):
+                raise ValueError(f'"two_pass" is {_shown(earlier)}; it must be an object or null')
+            found["stages"] = [] if earlier is None else [{"reader": ENCODER, **earlier}]
+        stages = found.get("stages", [])
+        if not isinstance(stages, list) or not all(isinstance(stage, Mapping) for stage in stages):
+            raise ValueError(f'"stages" is {_shown(stages)}; it must be a list of objects')
+        for stage in stages:
+            _require_keys(Stage, stage, "stages.")
+            needed = {field.name for field in fields(Stage) if field.default is MISSING}
+            if missing := needed - set(stage):
+                raise ValueError(f'"stages.{min(missing)}" is missing')
+        found["stages"] = tuple(Stage(**stage) for stage in stages)
         _require_keys(cls, found)
         return cls(**found)
 

@@ -6,6 +6,7 @@
     run.json                       what made the model: command, commit, versions, hardware, data, base model
     README.md                      model card
     cpu_benchmark.json             the configuration that the benchmark recommends
+    first_stage.npz                weights of the linear first stage, where the benchmark found one worth having
 
 A directory of an earlier script has only some of these, or none.
 """
@@ -26,7 +27,7 @@ from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, write_json, write_json_lines, write_text
 from prefilter_common.models.card import model_card
-from prefilter_common.models.contract import Contract
+from prefilter_common.models.contract import ENCODER, Contract, Stage
 from prefilter_common.outputs import require_free
 
 log = logging.getLogger(__name__)
@@ -37,15 +38,19 @@ METRICS_FILE = "training_metrics.json"
 RUN_FILE = "run.json"
 CARD_FILE = "README.md"
 RECOMMENDATION_FILE = "cpu_benchmark.json"
+FIRST_STAGE_FILE = "first_stage.npz"
 
 
 class Recommendation(TypedDict):
-    """What others read of ``cpu_benchmark.json``: mean milliseconds per article, and how to run the model."""
+    """What others read of ``cpu_benchmark.json``: mean milliseconds per article, and how to run the model.
+
+    ``stages`` are the names of those of the contract that decide before the full read.
+    """
 
     avg_ms: float
     engine: str
     max_length: int
-    passes: int
+    stages: list[str]
 
 
 class PredictionRow(TypedDict):
@@ -185,6 +190,15 @@ def read_recommendation(directory: Path) -> Recommendation | None:
         log.warning(str(error))
         return None
     return record
+
+
+def recommended_stages(found: Mapping[str, Any], contract: Contract) -> tuple[Stage, ...] | None:
+    """Those of the contract's stages that the recommendation names; None where it is not readable."""
+    if "stages" not in found:  # an earlier version's: one pass, or a short read before the full one
+        passes = found.get("passes")
+        return tuple(s for s in contract.stages if passes == 2 and s.reader == ENCODER) if passes in (1, 2) else None
+    names = found["stages"]
+    return tuple(stage for stage in contract.stages if stage.name in names) if isinstance(names, list) else None
 
 
 def write_recommendation(directory: Path, row: Recommendation) -> None:

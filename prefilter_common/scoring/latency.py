@@ -13,18 +13,22 @@ def time_single_articles(scorer: Scorer, articles: Sequence[Article], warmup: in
     """Time each article on its own, as a pipeline does that scores on arrival.
 
     Returns:
-        Two (n,) arrays of seconds: tokenising, and the forward passes. The ``warmup`` longest articles are scored
-        first, uncounted, so that the libraries allocate all the memory that they will need.
+        Two (n,) arrays of seconds: tokenising, and reading. The ``warmup`` longest articles are scored first,
+        uncounted, so that the libraries allocate all the memory that they will need.
     """
     by_length = sorted(articles, key=lambda article: len(article.title) + len(article.content))
     for article in by_length[max(0, len(by_length) - warmup) :]:
         scorer.score([article])
-    tokenize, forward = [], []
+    tokenize, stages = time_stages(scorer, articles)
+    return tokenize, stages.sum(1)
+
+
+def time_stages(scorer: Scorer, articles: Sequence[Article]) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds per article, one at a time: (n,) to tokenise, and (n, stages + 1) in each stage and the full read."""
+    tokenize, stages = [], []
     for article in articles:
         start = time.perf_counter()
         encodings = scorer.tokenize([article])
-        tokenized = time.perf_counter()
-        scorer.score_encodings(encodings)  # its result is on the host, so a GPU has finished
-        tokenize.append(tokenized - start)
-        forward.append(time.perf_counter() - tokenized)
-    return np.array(tokenize), np.array(forward)
+        tokenize.append(time.perf_counter() - start)
+        stages.append(scorer.read(encodings)[2])  # its result is on the host, so a GPU has finished
+    return np.array(tokenize), np.array(stages)

@@ -46,6 +46,7 @@ class Run:
             model = fingerprints(scorer.engine.name.folder(directory) or directory)
             contract = asdict(scorer.contract)
             del contract["thresholds"]  # of these only one decides
+            contract["stages"] = list(contract["stages"])  # as JSON has it
             depends = {
                 "engine": str(scorer.engine.name),
                 "threshold": [self.threshold, scorer.threshold(self.threshold)],
@@ -76,7 +77,7 @@ class Summary(TypedDict):
     seconds: float
     articles_per_second: float
     engine: str
-    passes: int
+    stages: list[str]  # before the full read
     peak_memory_mib: int
     differ: NotRequired[int]  # articles that model and shadow decide differently
 
@@ -136,7 +137,7 @@ def write_rows(run: Run, folder: Path, total: int) -> Summary:
         "seconds": round(seconds, 1),
         "articles_per_second": round((total - kept) / seconds, 1),
         "engine": str(run.scorers[0].engine.name),
-        "passes": 2 if run.scorers[0].contract.two_pass else 1,
+        "stages": run.scorers[0].contract.stage_names,
         "peak_memory_mib": round(peak_memory_mib()),
     }
     if len(run.scorers) > 1:

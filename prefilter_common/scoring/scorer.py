@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,8 @@ import numpy as np
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.models.base_models import one_line
-from prefilter_common.models.contract import Contract, TwoPass
-from prefilter_common.models.directory import read_recommendation
+from prefilter_common.models.contract import ENCODER, LINEAR, Contract, Stage
+from prefilter_common.models.directory import read_recommendation, recommended_stages
 from prefilter_common.scoring.conversion import is_current, load_converted
 from prefilter_common.scoring.engines import (
     REFERENCE,
@@ -24,6 +25,7 @@ from prefilter_common.scoring.engines import (
     check_available,
     open_converted,
 )
+from prefilter_common.scoring.first_stage import FirstStage, read_first_stage
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 if TYPE_CHECKING:
@@ -46,9 +48,10 @@ class Scorer:
     >>> scorer.score([Article(title="Half price today", content="Order now ...")])
     array([0.98])
 
-    Where the contract has ``two_pass``, a short first read decides, and only articles whose score is then uncertain are
-    read in full.
+    Where the contract has ``stages``, each decides what it is sure of, and only the rest is read in full.
     """
+
+    first_stage: FirstStage | None = None  # a linear stage needs it
 
     def __init__(self, engine: Engine, tokenizer: ArticleTokenizer, contract: Contract, name: str = "the model"):
         self.name = name
@@ -87,8 +90,8 @@ class Scorer:
             scorer = cls._recommended(directory, threads)
         scorer = scorer or cls._open(directory, EngineName.parse(engine or REFERENCE), device, threads).reading()
         scorer.name = str(directory)
-        passes = "two passes" if scorer.contract.two_pass else "one pass"
-        log.info(f"{directory}: {scorer.engine.name}, {passes}, at most {scorer.contract.max_length} tokens")
+        reads = ", then ".join([*scorer.contract.stage_names, f"at most {scorer.contract.max_length} tokens"])
+        log.info(f"{directory}: {scorer.engine.name}, {reads}")
         return scorer
 
     @classmethod
@@ -97,16 +100,20 @@ class Scorer:
         found = read_recommendation(directory)
         if found is None:
             return None
-        name, max_length, passes = found.get("engine"), found.get("max_length"), found.get("passes")
-        if not (isinstance(name, str) and type(max_length) is int and max_length >= 1 and passes in (1, 2)):
+        name, max_length = found.get("engine"), found.get("max_length")
+        if not (isinstance(name, str) and type(max_length) is int and max_length >= 1):
             return None  # not benchmarked yet, or by an earlier version of the benchmark
         try:
             scorer = cls._open(directory, EngineName.parse(name), "cpu", threads)
         except Unavailable as error:
             log.warning(f"the recommended engine is skipped: {error}")
             return None
-        max_length = min(max_length, scorer.contract.max_length)
-        return scorer.reading(max_length, scorer.contract.two_pass if passes == 2 else None)
+        stages = recommended_stages(found, scorer.contract)
+        if stages is None:
+            return None
+        scorer.first_stage = read_first_stage(directory, stages)
+        usable = [stage for stage in stages if stage.reader == ENCODER or scorer.first_stage]
+        return scorer.reading(min(max_length, scorer.contract.max_length), usable)
 
     @classmethod
     def _open(
@@ -141,10 +148,12 @@ class Scorer:
                 folder, f"cannot be read ({one_line(error)}); delete it, and {make} makes it again"
             ) from error
 
-    def reading(self, max_length: int | None = None, two_pass: TwoPass | None = None) -> "Scorer":
-        """The same engine, reading at most ``max_length`` tokens (default: the contract's), in one pass or two."""
-        contract = replace(self.contract, max_length=max_length or self.contract.max_length, two_pass=two_pass)
-        return Scorer(self.engine, self.tokenizer, contract, self.name)
+    def reading(self, max_length: int | None = None, stages: Sequence[Stage] = ()) -> "Scorer":
+        """The same engine, reading at most ``max_length`` tokens (default: the contract's), after these stages."""
+        contract = replace(self.contract, max_length=max_length or self.contract.max_length, stages=tuple(stages))
+        scorer = Scorer(self.engine, self.tokenizer, contract, self.name)
+        scorer.first_stage = self.first_stage
+        return scorer
 
     def tokenize(self, articles: Sequence[Article]) -> list[Encoding]:
         """Token ids of each article, cut at the contract's ``max_length``, not padded."""
@@ -156,28 +165,55 @@ class Scorer:
         A batch contains articles of similar length, so that little arithmetic is spent on padding; identical texts are
         scored once.
         """
-        scores = np.empty(len(articles))
+        return self.decide(articles, batch_size)[0]
+
+    def decide(self, articles: Sequence[Article], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """``score``, and which stage of the contract decided: (n,) int64, the number of stages for a full read."""
+        scores, decided_by = np.empty(len(articles)), np.empty(len(articles), dtype=np.int64)
         for first in range(0, len(articles), CHUNK):
             encodings = self.tokenize(articles[first : first + CHUNK])
             index: dict[tuple[int, ...], int] = {}  # of the first article with this text
             same = [index.setdefault(tuple(ids), len(index)) for ids in encodings]
-            scores[first : first + CHUNK] = self.score_encodings([list(ids) for ids in index], batch_size)[same]
-        return scores
+            found, by, _ = self.read([list(ids) for ids in index], batch_size)
+            scores[first : first + CHUNK], decided_by[first : first + CHUNK] = found[same], by[same]
+        return scores, decided_by
 
     def score_encodings(self, encodings: Sequence[Encoding], batch_size: int = 32) -> np.ndarray:
         """P(commerce) of what ``tokenize`` returned: (n,) float64."""
-        two_pass, temperature = self.contract.two_pass, self.contract.temperature
-        if two_pass is None:
-            return sigmoid(self._log_odds(encodings, batch_size) / temperature)
-        cut = np.array([len(ids) > two_pass.max_length for ids in encodings])
-        first = self._log_odds([self.tokenizer.cut(ids, two_pass.max_length) for ids in encodings], batch_size)
-        scores = sigmoid(first / np.where(cut, two_pass.temperature, temperature))
-        uncertain = np.flatnonzero(cut & (two_pass.low < scores) & (scores < two_pass.high))
-        if len(uncertain):
-            scores[uncertain] = sigmoid(
-                self._log_odds([encodings[i] for i in uncertain.tolist()], batch_size) / temperature
-            )
-        return scores
+        return self.read(encodings, batch_size)[0]
+
+    def read(self, encodings: Sequence[Encoding], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same; which stage decided, as in ``decide``; and the seconds in each stage and the full read, 0 where no
+        article was left: (stages + 1,).
+        """
+        stages = self.contract.stages
+        scores, decided_by = np.empty(len(encodings)), np.empty(len(encodings), dtype=np.int64)
+        seconds, left = np.zeros(len(stages) + 1), np.arange(len(encodings))
+        for number, stage in enumerate((*stages, None)):
+            if not len(left):
+                break
+            started = time.perf_counter()
+            found, final = self._at(stage, [encodings[i] for i in left.tolist()], batch_size)
+            scores[left[final]], decided_by[left[final]] = found[final], number
+            left = left[~final]
+            seconds[number] = time.perf_counter() - started
+        return scores, decided_by, seconds
+
+    def _at(self, stage: Stage | None, texts: Sequence[Encoding], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """P(commerce) from a stage, or the full read, and whether that is final: both (n,)."""
+        if stage is None:
+            scores = sigmoid(self._log_odds(texts, batch_size) / self.contract.temperature)
+            return scores, np.ones(len(texts), dtype=bool)
+        if stage.reader == LINEAR:
+            assert self.first_stage is not None and stage.coverage is not None
+            log_odds, coverage = self.first_stage([self.tokenizer.own(ids) for ids in texts])
+            scores = sigmoid(log_odds / stage.temperature)
+            return scores, (coverage >= stage.coverage) & ((scores <= stage.low) | (scores >= stage.high))
+        assert stage.max_length is not None
+        cut = np.array([len(ids) > stage.max_length for ids in texts])
+        log_odds = self._log_odds([self.tokenizer.cut(ids, stage.max_length) for ids in texts], batch_size)
+        scores = sigmoid(log_odds / np.where(cut, stage.temperature, self.contract.temperature))
+        return scores, ~(cut & (stage.low < scores) & (scores < stage.high))
 
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
         """Whether the article's score reaches the named operating point of the contract.

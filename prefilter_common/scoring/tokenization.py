@@ -93,6 +93,10 @@ class ArticleTokenizer:
             return ids
         return ids[: max_length - len(self._last)] + ids[len(ids) - len(self._last) :]
 
+    def own(self, ids: list[int]) -> list[int]:
+        """The tokens of the article itself, without the special ones around them."""
+        return ids[len(self._first) : len(ids) - len(self._last)]
+
     def pad(self, encodings: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
         """``input_ids`` and ``attention_mask``, both (n, longest) int64, padded on the right."""
         width = max(len(ids) for ids in encodings)

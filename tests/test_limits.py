@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from prefilter_common.benchmark.two_pass import choose_two_pass
+from prefilter_common.benchmark.limits import choose_short_read
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
 
 
 def choose(labels, full, short, n_tokens, thresholds=THRESHOLDS):
-    return choose_two_pass(labels, full, short, n_tokens, thresholds)
+    return choose_short_read(labels, full, short, n_tokens, thresholds)
 
 
 @pytest.fixture
@@ -25,9 +25,9 @@ def articles():
 
 def test_only_the_unsure_articles_are_read_again(articles):
     labels, full, short, n_tokens, hard = articles
-    two_pass, note = choose(labels, full, {64: short}, n_tokens)
-    assert two_pass.max_length == 64
-    assert two_pass.low < 0.5 and two_pass.high > 0.8
+    stage, note = choose(labels, full, {64: short}, n_tokens)
+    assert stage.max_length == 64
+    assert stage.low < 0.5 and stage.high > 0.8
     assert 0.5 * hard.mean() < note["read_in_full"] <= hard.mean()
     assert note["tokens"] == pytest.approx(64 / 400 + note["read_in_full"])
 
@@ -41,16 +41,16 @@ def test_of_two_lengths_the_one_that_reads_less_in_all_is_chosen(articles):
 def test_a_first_read_that_knows_nothing_is_not_used(articles):
     labels, full, _, n_tokens, _ = articles
     wrong = expit(np.random.default_rng(1).normal(0, 6, 400))  # sure of itself, whatever the label
-    two_pass, note = choose(labels, full, {64: wrong}, n_tokens)
-    assert two_pass is None and "keep F1" in note["reason"]
+    stage, note = choose(labels, full, {64: wrong}, n_tokens)
+    assert stage is None and "keep F1" in note["reason"]
 
 
 def test_the_limits_leave_nothing_outside_that_is_wrong(articles):
     labels, full, short, n_tokens, _ = articles
     short = short.copy()
     short[[1, 3, 5, 7, 9, 11]] = expit(-3.0)  # commerce that looks like journalism, not quite as sure as the rest
-    two_pass, _ = choose(labels, full, {64: short}, n_tokens)
-    assert two_pass.low < expit(-3.0 / two_pass.temperature) < two_pass.high
+    stage, _ = choose(labels, full, {64: short}, n_tokens)
+    assert stage.low < expit(-3.0 / stage.temperature) < stage.high
 
 
 def test_short_articles_cannot_choose(articles):

@@ -1,0 +1,91 @@
+"""Encoder scores in, a linear first stage out, and the limits within which it is not sure."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from prefilter_common.benchmark.limits import ENOUGH_ARTICLES, MIN_SAVED, StageNote, Trial, limits_of
+from prefilter_common.models.contract import LINEAR, Stage
+from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed
+from prefilter_common.scoring.scorer import sigmoid
+from prefilter_common.statistics.calibration import fit_temperature
+
+# Inverse strength of the penalty on the weights; of 100, 1,000 and 10,000 the best on validation articles.
+PENALTY = 1000.0
+# This share of the validation articles and their cut copies has a smaller share of known tokens than is asked for. Of
+# articles in a language that the first stage was not fitted on, nearly all have.
+BELOW_COVERAGE = 0.1
+
+
+def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> FirstStage:
+    """The logistic regression that comes closest to the targets.
+
+    Args:
+        texts: token ids of each, without special tokens.
+        targets: (n,) what it is to say of each, from 0 to 1.
+    """
+    from scipy.sparse import csr_matrix, vstack
+    from sklearn.linear_model import LogisticRegression
+
+    ids, rows = flattened(texts)
+    known = np.zeros(int(ids.max()) + 2, dtype=bool)
+    known[ids] = True
+    places, rows = hashed(ids, rows)
+    used, columns = np.unique(places, return_inverse=True)
+    # Rare features tell more: each by its inverse document frequency, rounded as it is stored.
+    idf = np.log((len(texts) + 1) / (np.bincount(columns) + 1)) + 1
+    squares = np.zeros(1 << TABLE_BITS, dtype=np.float16)
+    squares[used] = idf**2
+    length = np.sqrt(np.bincount(rows, squares[places], minlength=len(texts)))
+    values = idf[columns] / length[rows]
+    features = csr_matrix((values, (rows, columns)), shape=(len(texts), len(used)))
+    # A target of 0.8 is the text once as commerce with weight 0.8, and once as journalism with weight 0.2.
+    twice, labels = vstack([features, features]), np.repeat([1, 0], len(texts))
+    model = LogisticRegression(C=PENALTY, max_iter=200)
+    model.fit(twice, labels, sample_weight=np.concatenate([targets, 1 - targets]))
+    weights = np.zeros(1 << TABLE_BITS, dtype=np.float16)
+    weights[used] = model.coef_[0] * idf
+    return FirstStage(weights.astype(np.float32), squares.astype(np.float32), known, float(model.intercept_[0]))
+
+
+def choose_first_stage(
+    first: FirstStage,
+    texts: Sequence[Sequence[int]],
+    labels: np.ndarray,
+    full: np.ndarray,
+    short: np.ndarray | None,
+    thresholds: Mapping[str, float],
+) -> tuple[Stage | None, StageNote]:
+    """What the first stage may decide: temperature, share of known tokens, and limits as ``limits_of`` has them.
+
+    F1 may be no lower on the whole articles, nor on their copies, whether what is left is read in full at once or first
+    by the short read, where there is one.
+
+    Args:
+        texts: (2n,) token ids of validation articles and then of copies cut to the length of a feed's, without special
+            tokens.
+        labels: (n,) of the articles.
+        full: (2n,) P(commerce) of the full read.
+        short: (2n,) of a short read, and the full one where that is uncertain.
+    """
+    n = len(labels)
+    labels = np.concatenate([labels, labels])
+    if n < ENOUGH_ARTICLES or len(np.unique(labels)) < 2:
+        return None, {"reason": f"needs {ENOUGH_ARTICLES} validation articles with both labels to choose its limits on"}
+    log_odds, coverage = first(texts)
+    temperature = round(fit_temperature(labels, sigmoid(log_odds)), 4)
+    needed = round(float(np.quantile(coverage, BELOW_COVERAGE)), 4)
+    own, may = sigmoid(log_odds / temperature), coverage >= needed
+    parts, later = (slice(n), slice(n, None)), (full,) if short is None else (full, short)
+    trials = [Trial(labels[p], full[p], own[p], may[p], after[p]) for p in parts for after in later]
+    limits = limits_of(trials, thresholds)
+    if limits is None:
+        return None, {"reason": "no limits on its scores keep F1 on the validation articles"}
+    decided = ~Trial(labels, full, own, may, full).uncertain(*limits)
+    if decided.mean() < MIN_SAVED:
+        share = f"{decided.mean():.1%} of the validation articles and their cut copies"
+        return None, {"reason": f"within limits that keep F1 it decides {share}, less than {MIN_SAVED:.0%}"}
+    sha256 = hashlib.sha256(first.content()).hexdigest()
+    note: StageNote = {"decided": float(decided[:n].mean()), "decided_cut": float(decided[n:].mean())}
+    return Stage(LINEAR, temperature, *limits, coverage=needed, sha256=sha256), note

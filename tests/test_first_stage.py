@@ -1,0 +1,288 @@
+"""The linear first stage: what it learns, when it may decide, and what becomes of a file that is not its own."""
+
+import hashlib
+import logging
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.benchmark.cascade import Cascade, cascade_of, choose_cascade, store_cascade
+from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage
+from prefilter_common.models.checkpoints import load_checkpoint
+from prefilter_common.models.contract import Contract, Stage
+from prefilter_common.models.directory import FIRST_STAGE_FILE, read_contract, write_contract
+from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, read_first_stage
+from prefilter_common.scoring.scorer import Scorer, sigmoid
+from prefilter_common.scoring.tokenization import ArticleTokenizer
+
+THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
+COMMERCE, JOURNALISM = range(100, 140), range(200, 240)  # tokens that only one of the two has
+
+
+def texts_of(labels, rng, n_tokens=30, tokens=range(1000, 3000)):
+    """Mostly tokens that say nothing, and three that give the label away."""
+    return [
+        [*rng.choice(COMMERCE if label else JOURNALISM, 3).tolist(), *rng.choice(tokens, n_tokens).tolist()]
+        for label in labels
+    ]
+
+
+@pytest.fixture(scope="module")
+def first():
+    labels = np.arange(2000) % 2
+    return fit_first_stage(texts_of(labels, np.random.default_rng(0)), np.where(labels == 1, 0.9, 0.1))
+
+
+def test_a_feature_is_a_token_or_a_pair_and_counts_once_in_a_text():
+    one, two = hashed(*flattened([[7, 8, 7, 8]])), hashed(*flattened([[7, 8], [8, 7]]))
+    assert len(one[0]) == 4  # 7, 8, (7, 8), (8, 7)
+    assert set(one[0]) == set(two[0]) and two[1].tolist() == [0, 0, 0, 1, 1, 1]  # no pair across two texts
+    expected = (1 << TABLE_BITS) * (1 - np.exp(-199_999 / (1 << TABLE_BITS)))  # as many as a random function leaves
+    for ids in (np.arange(100_000), np.random.default_rng(0).permutation(250_000)[:100_000]):
+        assert len(hashed(*flattened([ids.tolist()]))[0]) > 0.99 * expected
+
+
+def test_together_as_alone(first):
+    texts = [*texts_of([0, 1, 1], np.random.default_rng(1)), [], [5]]
+    together = first(texts)
+    alone = [np.concatenate(part) for part in zip(*(first([text]) for text in texts), strict=True)]
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+    assert together[0][3] == first.bias and together[1][3] == 0  # an empty text
+
+
+def test_it_learns_the_scores_it_is_given_not_only_the_labels(first):
+    labels = np.arange(400) % 2
+    texts = texts_of(labels, np.random.default_rng(2))
+    scores = sigmoid(first(texts)[0])
+    assert ((scores >= 0.5) == labels).mean() > 0.99
+    surer = fit_first_stage(texts, np.where(labels == 1, 0.999, 0.001))
+    unsure = fit_first_stage(texts, np.where(labels == 1, 0.7, 0.3))
+    spread = [np.abs(model(texts)[0]).mean() for model in (unsure, surer)]
+    assert spread[0] < np.log(7 / 3) * 1.1 and spread[1] > 2 * spread[0]
+
+
+def test_coverage_is_the_share_of_the_tokens_that_it_was_fitted_on(first):
+    known = texts_of([0], np.random.default_rng(3), 17)[0]
+    strange = list(range(5000, 5020))
+    beyond = [10**9] * 20
+    _, coverage = first([known, known + strange, strange, beyond])
+    np.testing.assert_allclose(coverage, [1, 0.5, 0, 0])
+
+
+def validation(first, rng, n=200, hard=0.2):
+    """Labels, texts, and the full read's scores, which are right; what gives a hard text away is missing."""
+    labels = np.arange(n) % 2
+    texts = [*texts_of(labels, rng), *texts_of(labels, rng, 8)]
+    texts = [text[3:] if rng.random() < hard else text for text in texts]
+    return labels, texts, np.where(np.concatenate([labels, labels]) == 1, 0.98, 0.02)
+
+
+def test_what_it_may_decide(first):
+    labels, texts, full = validation(first, np.random.default_rng(4))
+    stage, note = choose_first_stage(first, texts, labels, full, None, THRESHOLDS)
+    assert stage.reader == "linear" and stage.low < 0.5 and stage.high > 0.8
+    assert stage.sha256 == hashlib.sha256(first.content()).hexdigest()
+    assert 0.5 < note["decided"] < 0.85 and 0.1 < note["decided_cut"] < 0.9
+    scores = sigmoid(first(texts)[0] / stage.temperature)
+    decided = (scores <= stage.low) | (scores >= stage.high)
+    assert ((scores[decided] >= 0.5) == (full[decided] >= 0.5)).all()
+
+
+def test_f1_holds_on_the_cut_copies_too_and_before_a_short_read(first):
+    labels, texts, full = validation(first, np.random.default_rng(5), hard=0.0)
+    both, _ = choose_first_stage(first, texts, labels, full, None, THRESHOLDS)
+    swapped = texts[:200] + [texts[200 + (i ^ 1)] for i in range(200)]  # the copies say the opposite
+    assert choose_first_stage(first, swapped, labels, full, None, THRESHOLDS)[0] is None
+    assert choose_first_stage(first, texts, labels, full, full, THRESHOLDS)[0] == both
+    worse = np.where(np.arange(400) % 7 == 0, 1 - full, full)  # a short read that alone loses F1
+    assert choose_first_stage(first, texts, labels, full, worse, THRESHOLDS)[1]["reason"].startswith("no limits")
+
+
+def test_one_that_decides_too_little_or_knows_nothing_is_not_kept(first):
+    labels, texts, full = validation(first, np.random.default_rng(6), hard=0.95)
+    stage, note = choose_first_stage(first, texts, labels, full, None, THRESHOLDS)
+    assert stage is None and "less than 10%" in note["reason"]
+    wrong = replace(first, weights=-first.weights, bias=-first.bias)
+    labels, texts, full = validation(first, np.random.default_rng(7), hard=0.0)
+    assert choose_first_stage(wrong, texts, labels, full, None, THRESHOLDS)[0] is None
+    for few, their_labels in ((200, np.ones(200, int)), (15, labels[:15])):
+        note = choose_first_stage(first, texts[: 2 * few], their_labels, full[: 2 * few], None, THRESHOLDS)[1]
+        assert "20 validation articles with both labels" in note["reason"]
+
+
+def test_another_language_goes_on(first):
+    """It shares with those that were fitted only what gives the label away, which alone would decide."""
+    labels, texts, full = validation(first, np.random.default_rng(8), hard=0.0)
+    stage, _ = choose_first_stage(first, texts, labels, full, None, THRESHOLDS)
+    other = texts_of(labels, np.random.default_rng(9), 8, tokens=range(5000, 7000))
+    log_odds, coverage = first(other)
+    scores = sigmoid(log_odds / stage.temperature)
+    assert ((scores <= stage.low) | (scores >= stage.high)).mean() > 0.9 and (coverage < stage.coverage).all()
+
+
+class StubEngine:
+    """Log-odds 0, and the rows that it was given."""
+
+    name, precision = "stub", "fp32"
+
+    def __init__(self):
+        self.rows = []
+
+    def __call__(self, input_ids, attention_mask):
+        self.rows += [tuple(ids[mask == 1]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
+        return np.zeros(len(input_ids))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(classifiers):
+    return ArticleTokenizer.of(load_checkpoint(classifiers["minilm"]).tokenizer)
+
+
+@pytest.fixture(scope="module")
+def articles(data_dir):
+    return load_articles(data_dir / "train.jsonl")
+
+
+@pytest.fixture
+def scorer(tokenizer, articles):
+    """With a first stage that is fitted on half of the articles, and may decide what it is sure of."""
+    half = articles[::2]
+    own = [tokenizer.own(ids) for ids in tokenizer.encode(half, 64)]
+    scorer = Scorer(StubEngine(), tokenizer, Contract(max_length=64))
+    scorer.first_stage = fit_first_stage(own, np.array([0.99 if a.label else 0.01 for a in half]))
+    stage = Stage("linear", 1.0, 0.1, 0.9, coverage=0.5, sha256="0" * 64)
+    return scorer.reading(stages=[stage])
+
+
+def test_no_forward_pass_for_what_the_first_stage_decides(scorer, articles):
+    scores, decided_by = scorer.decide(articles, batch_size=5)
+    assert 10 < (decided_by == 0).sum() < len(articles)
+    encodings = scorer.tokenize(articles)
+    assert sorted(map(tuple, scorer.engine.rows)) == sorted(tuple(encodings[i]) for i in np.flatnonzero(decided_by))
+    assert (scores[decided_by == 1] == 0.5).all()
+    first = sigmoid(scorer.first_stage([ids[1:-1] for ids in encodings])[0])  # without <s> and </s>
+    np.testing.assert_allclose(scores[decided_by == 0], first[decided_by == 0])
+    scorer.engine.rows.clear()
+    for article, score, by in zip(articles, scores, decided_by, strict=True):
+        assert scorer.is_commerce(article) == (score >= 0.5)
+        assert len(scorer.engine.rows) == by
+        scorer.engine.rows.clear()
+
+
+def test_first_stage_then_short_read_then_full_read(scorer, articles):
+    linear = scorer.contract.stages[0]
+    cascade = scorer.reading(stages=[linear, Stage("encoder", 1.0, 0.4, 0.6, max_length=20)])  # always unsure
+    scores, decided_by = cascade.decide(articles)
+    before = (decided_by == 0).sum()
+    assert (decided_by == 2).sum() == len(articles) - before  # all have more than 20 tokens
+    assert [len(row) for row in scorer.engine.rows[: len(articles) - before]] == [20] * (len(articles) - before)
+    assert len(scorer.engine.rows) == 2 * (len(articles) - before)
+    np.testing.assert_array_equal(scores, scorer.score(articles))
+    _, _, seconds = cascade.read(cascade.tokenize(articles))
+    assert seconds.shape == (3,) and (seconds > 0).all()
+    sure = scorer.reading(stages=[Stage("linear", 1.0, 0.5, 0.5, coverage=0.0, sha256="")])
+    assert sure.read(sure.tokenize(articles))[2][1] == 0  # nothing was left
+
+
+def stored(folder, first):
+    """A model directory's contract and file; returns the stages."""
+    content = first.content()
+    (folder / FIRST_STAGE_FILE).write_bytes(content)
+    stage = Stage("linear", 1.0, 0.1, 0.9, coverage=0.5, sha256=hashlib.sha256(content).hexdigest())
+    write_contract(folder, Contract(stages=(stage,)))
+    return (stage,)
+
+
+def test_there_and_back(tmp_path, first):
+    stages = stored(tmp_path, first)
+    texts = texts_of([0, 1], np.random.default_rng(10))
+    np.testing.assert_array_equal(read_first_stage(tmp_path, stages)(texts), first(texts))
+    assert read_first_stage(tmp_path, ()) is None
+    assert (tmp_path / FIRST_STAGE_FILE).stat().st_size < 1 << 20
+
+
+OTHER = FirstStage(*np.zeros((2, 1 << TABLE_BITS)), np.zeros(3, bool), 0.0)
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (damage, "not the file that the benchmark made"),
+        (
+            lambda path: path.write_bytes(OTHER.content()),
+            "not the",
+        ),
+        (lambda path: path.unlink(), "No such file"),
+    ],
+    ids=["damaged", "another model's", "missing"],
+)
+def test_a_file_that_is_not_its_own_is_skipped_with_one_warning(tmp_path, first, caplog, change, words):
+    stages = stored(tmp_path, first)
+    change(tmp_path / FIRST_STAGE_FILE)
+    assert read_first_stage(tmp_path, stages) is None
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
+    assert words in record.getMessage() and "first_stage.npz: the first stage is skipped" in record.getMessage()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04.", bytes(1000)])
+def test_a_file_of_another_format_is_skipped_even_with_its_hash(tmp_path, content):
+    (tmp_path / FIRST_STAGE_FILE).write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    assert read_first_stage(tmp_path, [Stage("linear", 1.0, 0.1, 0.9, coverage=0.5, sha256=sha256)]) is None
+
+
+class OneToken(StubEngine):
+    """Commerce is what has one token, wherever that is."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def __call__(self, input_ids, attention_mask):
+        return np.where((input_ids == self.token).any(1), 4.0, -4.0)
+
+
+def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles):
+    """The first stage learns what that looks for from articles without labels."""
+    words = sorted({word for article in articles for word in article.content.split() if word.isalpha()})
+    own = [tokenizer.own(ids) for ids in tokenizer.encode([Article("", word) for word in words])]
+    marker, token = next((word, ids[-1]) for word, ids in zip(words, own, strict=True) if ids[-1] not in own[0])
+    others = [word for word, ids in zip(words, own, strict=True) if token not in ids]
+    rng = np.random.default_rng(0)
+
+    def made(n, labelled):
+        labels = np.arange(n) % 2
+        texts = [" ".join([marker] * label + rng.choice(others, 15).tolist()) for label in labels]
+        return [
+            Article("", text, label if labelled else None) for text, label in zip(texts, labels.tolist(), strict=True)
+        ]
+
+    scorer = Scorer(OneToken(token), tokenizer, Contract(max_length=64))
+    cascade = choose_cascade(scorer, made(200, True), made(1200, False), 16)
+    assert cascade.stages[0].reader == "linear" and cascade.notes["first stage"]["fitted_texts"] == 2400
+    assert cascade.notes["first stage"]["decided"] > 0.5
+    none = choose_cascade(scorer, made(200, True), [], 16)
+    assert none.stages == cascade.stages[1:] and none.first_stage is None
+    assert none.notes["first stage"]["reason"].endswith("pass --train-data")
+
+    store_cascade(tmp_path, cascade)
+    assert list(tmp_path.iterdir()) == []  # a directory of the earlier scripts has no contract
+    write_contract(tmp_path, Contract(max_length=64))
+    store_cascade(tmp_path, cascade)
+    assert read_contract(tmp_path).stages == cascade.stages
+    assert read_first_stage(tmp_path, cascade.stages) is not None
+    kept = cascade_of(tmp_path, scorer, None, [], 16)
+    assert kept == Cascade(cascade.stages, {})
+    store_cascade(tmp_path, kept)
+    assert (tmp_path / FIRST_STAGE_FILE).is_file()
+    damage(tmp_path / FIRST_STAGE_FILE)
+    assert cascade_of(tmp_path, scorer, None, [], 16).stages == cascade.stages[1:]
+    store_cascade(tmp_path, none)
+    assert read_contract(tmp_path).stages == none.stages and not (tmp_path / FIRST_STAGE_FILE).exists()
