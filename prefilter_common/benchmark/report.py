@@ -15,7 +15,7 @@ from prefilter_common.benchmark.rows import (
     name_of,
     recommend,
 )
-from prefilter_common.benchmark.run import MAX_TRAIN, MAX_VAL, Options
+from prefilter_common.benchmark.run import Options
 from prefilter_common.benchmark.two_pass import TwoPassNote
 from prefilter_common.cli import printable, table
 from prefilter_common.files import write_bytes
@@ -90,17 +90,24 @@ def card(directory: Path, conditions: Conditions, run: RunInfo) -> str:
     )
     data = run["data"]["test"]
     name, file = printable(str(directory)), printable(data["file"])
+    lengths = f"contents: median {c['median_characters']:,} characters, "
+    if like := run["data"].get("lengths_like"):
+        lengths += f"at lengths drawn from {printable(like['file'])} (sha256 {like['sha256'][:12]})"
+    else:
+        lengths += "in full"
     return (
         f"{name} | {processor}, {c['threads']} threads, load before {c['cpu_load_before_percent']:.0f} %\n"
         f"matrix products, billion operations per second: {rates} | {libraries}\n"
         f"{data['rows']} articles of {file}, tokens mean {c['mean_tokens']:.0f} max {c['max_tokens']}; "
-        f"{c['timed_articles']} of them one at a time, {c['rounds']} rounds in turn"
+        f"{c['timed_articles']} of them one at a time, {c['rounds']} rounds in turn\n"
+        f"{lengths}"
     )
 
 
 def report(result: BenchmarkResult) -> str:
     """Speed, then cost and fidelity of each row; what was refused or skipped and why; the recommendation."""
-    rows, n_compared = result["rows"], result["conditions"]["compared_articles"]
+    rows, conditions = result["rows"], result["conditions"]
+    compared = [f"{n:,} of {role}" for role, n in conditions["compared"].items()]
     speed = [["", "ms", "p50", "p95", "p99", "speed", "rounds", "bound", "articles/s", "speed"]]
     cost = [["", "F1 %", "changed", "largest", "MiB", "disk", "load s", ""]]
     speed += [_speed_cells(row) for row in rows]
@@ -113,8 +120,8 @@ def report(result: BenchmarkResult) -> str:
         table(cost),
         "changed: share of decisions, at the operating point with the most, and its upper 95 % limit; largest:",
         "  difference of a score; MiB: peak memory one at a time; disk: MiB",
-        f"decisions were compared on {n_compared:,} articles: the test set, at most {MAX_TRAIN:,} of train and, except",
-        f"  for two passes, at most {MAX_VAL} of val",
+        f"decisions were compared on {conditions['compared_articles']:,} articles: {', '.join(compared)}",
+        "  (two passes: without val)" + ("" if "traffic" in conditions["compared"] else "; --traffic FILE adds more"),
         "",
         *(f"refused: {name_of(row)}: {row['refused']}" for row in rows if row["refused"]),
         *(f"skipped: {name}: {printable(reason)}" for name, reason in result["skipped"].items()),

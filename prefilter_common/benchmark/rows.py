@@ -62,12 +62,19 @@ class Machine(TypedDict):
 
 
 class Articles(TypedDict):
-    """Which articles the figures are of."""
+    """Which articles the figures are of.
 
+    ``median_characters`` of the test articles' contents, ``lengths_like`` the file to whose lengths they were cut, or
+    None; ``compared_articles``, also by role.
+    """
+
+    median_characters: int
+    lengths_like: str | None
     mean_tokens: float
     max_tokens: int
     timed_articles: int
     compared_articles: int
+    compared: dict[str, int]
 
 
 class Conditions(Machine, Articles):
