@@ -101,28 +101,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument(
         "--test-data", type=Path, default=Path("splits/test.jsonl"), help="articles to score, preferably with labels"
     )
-    data.add_argument(
-        "--train-data",
-        type=Path,
-        metavar="FILE",
-        help="articles used to calibrate int8, and to compare decisions (default: train.jsonl beside --test-data)",
-    )
-    data.add_argument(
-        "--val-data",
-        type=Path,
-        metavar="FILE",
-        help="labelled articles on which to choose a first pass (default: val.jsonl beside --test-data)",
-    )
-    data.add_argument(
-        "--traffic", type=Path, metavar="FILE", help="unlabelled articles on which to compare decisions as well"
-    )
-    data.add_argument(
-        "--lengths-like",
-        type=Path,
-        metavar="FILE",
-        help="articles to whose content lengths, in characters, those of test, train and validation are cut (default: "
-        "not cut)",
-    )
+    for flag, articles in (
+        ("--train-data", "articles that calibrate int8, and on which to compare decisions (default: train.jsonl beside "
+         "--test-data)"),
+        ("--val-data", "labelled articles on which to choose a first pass (default: val.jsonl beside --test-data)"),
+        ("--traffic", "unlabelled articles on which to compare decisions as well"),
+        ("--lengths-like", "articles to whose lengths of content those of test, train and validation are cut (default: "
+         "not cut)"),
+    ):  # fmt: skip
+        data.add_argument(flag, type=Path, metavar="FILE", help=articles)
     data.add_argument("--output", type=Path, default=Path("results"), help="folder to write")
     what = parser.add_argument_group("configurations")
     what.add_argument(
