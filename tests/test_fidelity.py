@@ -67,7 +67,10 @@ def test_as_many_articles_as_are_said_to_be_needed_at_the_share_seen_are_enough(
 def test_where_no_number_of_articles_would_do(articles, tolerance):
     labels, scores = articles
     found = compare_scores(labels, scores, 1 - scores if tolerance else scores, {"default": 0.5}, 0)
-    assert refusal(found, Tolerance(changed=tolerance), reads_less=False) is not None
+    why = refusal(found, Tolerance(changed=tolerance), reads_less=False)
+    assert why == "100.0% of decisions changed at default" if tolerance else "no number of articles would" in why
+    why = refusal(compare_scores(labels, scores, scores, {"default": 0.5}, 0), Tolerance(f1_loss=0.0), reads_less=True)
+    assert "no number of articles would" in why
     assert unchanged_needed(tolerance) == 0
 
 

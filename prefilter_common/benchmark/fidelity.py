@@ -11,6 +11,8 @@ from prefilter_common.statistics.comparison import paired_f1_difference
 from prefilter_common.statistics.intervals import clopper_pearson
 from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
 
+NO_NUMBER = "no number of articles would show that it is inside the tolerance"
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -138,7 +140,7 @@ def _needed(changed: float, tolerance: float) -> str:
     """How many articles show that fewer than ``tolerance`` change, if the share ``changed`` of them does."""
     fewest = unchanged_needed(tolerance)
     if not fewest:
-        return "no number of articles would do"
+        return NO_NUMBER
     if not changed:
         return f"to show fewer than {tolerance:.1%} takes {fewest:,} without one"
     low, high = fewest, fewest
@@ -157,7 +159,7 @@ def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str |
     for name, point in fidelity["points"].items():
         n, limit = point["n"], _limit(point)
         if not reads_less and limit >= tolerance.changed:
-            if point["changed"] >= tolerance.changed:
+            if point["changed"] and point["changed"] >= tolerance.changed:
                 return f"{point['changed']:.1%} of decisions changed at {name}"
             return (
                 f"{round(point['changed'] * n)} of {n:,} decisions changed at {name}, so up to {limit:.1%} of all may; "
@@ -168,8 +170,8 @@ def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str |
         if point["f1_limit"] is not None and point["f1_limit"] <= -tolerance.f1_loss:
             # The fall gets steeper with each change, but by no more than this factor.
             share = tolerance.f1_loss / (1 + tolerance.f1_loss) / (point["f1_per_change"] or 1)
-            return (
-                f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, by {n:,} articles; "
-                f"without a changed decision {unchanged_needed(share):,} would show that it is not"
+            needed = unchanged_needed(share)
+            return f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, by {n:,} articles; " + (
+                f"without a changed decision {needed:,} would show that it is not" if needed else NO_NUMBER
             )
     return None
