@@ -8,7 +8,11 @@ fast it is. Engines are converted into folders inside the model directory where 
 articles, stages that decide some articles before they are read in full are chosen and kept: a linear first stage
 (first_stage.npz) and a short read (prefilter.json).
 
+With --lengths-like all of this is at the length of production; --traffic adds unlabelled texts on which decisions are
+compared: as many texts in all as PyTorch scores in a minute, at least 1,200, at most what the tolerance needs.
+
     python benchmark_inference.py
+    python benchmark_inference.py --lengths-like ../production/last_week.jsonl --traffic ../production/last_week.jsonl
     python benchmark_inference.py --model models/distilbert --test-data ../production/test.jsonl
     python benchmark_inference.py --engines onnxruntime-int8 --no-stages --max-lengths 128 256 512 --threads 4
 
@@ -43,9 +47,10 @@ from prefilter_common.outputs import require_files
 from prefilter_common.scoring.engines import ENGINES, EngineName
 
 if TYPE_CHECKING:
+    from prefilter_common.benchmark.data import Data
     from prefilter_common.benchmark.report import BenchmarkFile, RecommendationFile
     from prefilter_common.benchmark.rows import Conditions
-    from prefilter_common.benchmark.run import Data, Options
+    from prefilter_common.benchmark.run import Options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     options = options_of(args)
     provenance = run_info(argv, files)
     machine = run.conditions_of(options)
-    reference = run.take_reference(directory, data, options)
+    reference, data = run.take_reference(directory, data, options)
     conditions: Conditions = {**machine, **run.articles_of(reference, data)}
     readings = run.readings_of(reference.contract, options)
     store_cascade(directory, reference.cascade)
@@ -98,19 +103,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     data.add_argument(
         "--test-data", type=Path, default=Path("splits/test.jsonl"), help="articles to score, preferably with labels"
     )
-    data.add_argument(
-        "--train-data",
-        type=Path,
-        metavar="FILE",
-        help="articles, labelled or not, that calibrate int8 and teach the first stage (default: train.jsonl beside "
-        "--test-data)",
-    )
-    data.add_argument(
-        "--val-data",
-        type=Path,
-        metavar="FILE",
-        help="labelled articles on which to choose stages (default: val.jsonl beside --test-data)",
-    )
+    for flag, articles in (
+        ("--train-data", "articles, labelled or not, that calibrate int8 and teach the first stage (default: "
+         "train.jsonl beside --test-data)"),
+        ("--val-data", "labelled articles on which to choose stages (default: val.jsonl beside --test-data)"),
+        ("--traffic", "unlabelled articles on which to compare decisions as well"),
+        ("--lengths-like", "articles to whose lengths of content those of test, train and validation are cut (default: "
+         "not cut)"),
+    ):  # fmt: skip
+        data.add_argument(flag, type=Path, metavar="FILE", help=articles)
     data.add_argument("--output", type=Path, default=Path("results"), help="folder to write")
     what = parser.add_argument_group("configurations")
     what.add_argument(
@@ -165,15 +166,25 @@ def outputs_of(args: argparse.Namespace, directory: Path) -> tuple[Path, Path]:
 
 def load_data(args: argparse.Namespace) -> "tuple[Data, dict[str, Path]]":
     """All articles, and role -> file of those that were read. Raises InputError."""
-    from prefilter_common.benchmark.run import Data
+    from prefilter_common.benchmark.data import Data, content_lengths, cut_like
 
     files = {"test": args.test_data}
     for role, given in (("train", args.train_data), ("val", args.val_data)):
         if path := given or split_beside(args.test_data, role):
             files[role] = path
+    if args.traffic:
+        files["traffic"] = args.traffic
     loaded = {role: load_articles(path, require_labels=role == "val") for role, path in files.items()}
+    whole_train = loaded.get("train")
+    if args.lengths_like:
+        lengths = content_lengths(args.lengths_like)
+        # Traffic has its length already, also where it is the test data.
+        longer = [role for role, path in files.items() if role != "traffic" and not path.samefile(args.lengths_like)]
+        loaded |= {role: cut_like(loaded[role], lengths) for role in longer}
+        files["lengths_like"] = args.lengths_like
     timed = spread_by_length(loaded["test"], args.n_samples)
-    return Data(loaded["test"], timed, loaded.get("train"), loaded.get("val")), files
+    train, val, traffic = (loaded.get(role, []) for role in ("train", "val", "traffic"))
+    return Data(loaded["test"], timed, train, val, traffic, whole_train, args.lengths_like), files
 
 
 def options_of(args: argparse.Namespace) -> "Options":

@@ -4,7 +4,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ LABEL_NAMES = ("journalism", "commerce")
 INPUT_FORMAT = "[TITLE] {title} [CONTENT] {content}"
 UNKNOWN = "unknown"  # what reports call a missing language or source
 MAX_ERRORS_NAMED = 10
+# Characters of content that are left of an article that is cut at random: about what a feed shows.
+CUT_TO = (60, 400)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,20 @@ def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:
     ordered = sorted(articles, key=lambda article: len(article.title) + len(article.content))
     n = min(limit, len(ordered))
     return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
+
+
+def cut_at_random(articles: Sequence[Article], rng: np.random.Generator) -> list[Article]:
+    """Each article with its content cut to a random number of characters, uniform over ``CUT_TO``."""
+    lengths = rng.integers(*CUT_TO, size=len(articles), endpoint=True).tolist()
+    return [replace(article, content=cut(article.content, n)) for article, n in zip(articles, lengths, strict=True)]
+
+
+def cut(text: str, length: int) -> str:
+    """``text`` up to the last word that ends within ``length`` characters; mid-word where the words are long."""
+    if len(text) <= length:
+        return text
+    head = text[:length]
+    return head[: head.rfind(" ")] if " " in head[length // 2 :] else head
 
 
 def _parse_line(line: bytes, number: int, require_label: bool) -> Article:

@@ -9,7 +9,7 @@ import torch
 from conftest import call, write_jsonl
 
 import benchmark_inference
-from prefilter_common.articles import Article
+from prefilter_common.articles import Article, load_articles
 from prefilter_common.benchmark import rows as benchmark
 from prefilter_common.benchmark.cascade import Cascade
 from prefilter_common.benchmark.timing import Single, Worker
@@ -74,7 +74,9 @@ def test_the_rows_the_files_and_the_last_line(run, model, capsys, tmp_path):
     assert record["model"] == "tiny" and record["n_samples"] == 4
     assert (tmp_path / "results" / "benchmark_tiny.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out.splitlines()
-    assert "decisions were compared on 80 articles: the test set, at most 1,000 of train and, except" in "\n".join(out)
+    assert "decisions were compared on 80 articles: 16 of test, 48 of train, 16 of val" in out
+    assert result["conditions"]["compared"] == {"test": 16, "train": 48, "val": 16}
+    assert result["conditions"]["lengths_like"] is None and out[3].endswith(" characters, in full")
     assert result["run"]["hardware"]["cpu"] in out[0] and "4 of them one at a time, 2 rounds" in out[2]
     assert json.loads(out[-1]) == {key: value for key, value in record.items() if key != "run"}
     assert str(Scorer.load(model).engine.name) == record["engine"]
@@ -192,6 +194,82 @@ def test_articles_need_no_labels(run, tmp_path):
     code, result = run("--engines", "pytorch-fp32", data=data)
     assert code == 0 and result["rows"][0]["f1"] is None
     assert "pass --val-data" in result["skipped"]["stages"]
+
+
+@pytest.fixture
+def alone(data_dir, tmp_path):
+    """The labelled test articles in a folder without other splits."""
+    return shutil.copy(data_dir / "test.jsonl", tmp_path / "alone.jsonl")
+
+
+@pytest.fixture
+def traffic(tmp_path):
+    """A feed: 120 short texts, one of them without content, and every text twice."""
+    texts = [f"word{i} and {'more ' * (i % 23)}words" if i else "" for i in range(120)]
+    return write_jsonl(tmp_path / "feed.jsonl", [{"title": f"News {i}", "content": c} for i, c in enumerate(texts)] * 2)
+
+
+def test_an_engine_and_a_first_pass_refused_on_few_texts_are_accepted_with_traffic(
+    run, alone, traffic, data_dir, monkeypatch
+):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("prefilter_common.benchmark.run.cascade_of", lambda *rest: Cascade((SHORT,), {}))
+    flags = ["--engines", "pytorch-fp32", "onnxruntime-fp32", "--val-data", data_dir / "val.jsonl"]
+    _, few = run(*flags, data=alone)
+    why = {(row["engine"], len(row["stages"])): row["refused"] for row in few["rows"]}
+    assert why["pytorch-fp32", 0] is None and few["conditions"]["compared"] == {"test": 16, "val": 16}
+    assert why["onnxruntime-fp32", 0].startswith("0 of 32 decisions changed at default, so up to 10.9% of all may; ")
+    assert why["onnxruntime-fp32", 0].endswith("takes 72 without one")
+    assert "may be" in why["pytorch-fp32", 1] and "by 16 articles; without a changed decision" in why["pytorch-fp32", 1]
+    _, more = run(*flags, "--traffic", traffic, data=alone)
+    assert more["conditions"]["compared"] == {"test": 16, "traffic": 120, "val": 16}  # each text once
+    assert [row["refused"] for row in more["rows"]] == [None] * 4
+    points = [row["parity"]["points"]["default"] for row in more["rows"]]
+    assert [point["n"] for point in points] == [152, 136, 152, 136] and more["run"]["data"]["traffic"]["rows"] == 240
+
+
+def test_everything_is_cut_to_the_lengths_of_a_file_but_what_calibrates_int8(
+    run, data_dir, tmp_path, monkeypatch, capsys
+):
+    stubs = write_jsonl(tmp_path / "stubs.jsonl", [{"title": "", "content": "x" * n} for n in range(5, 26)])
+    seen = {}
+
+    def convert(directory, engine, train, device):
+        seen["calibration"] = train
+
+    def choose(directory, scorer, val, fitting, batch_size):
+        seen["val"] = np.array([len(ids) for ids in scorer.tokenize(val)])
+        return Cascade((), {})
+
+    monkeypatch.setattr("prefilter_common.benchmark.run.convert", convert)
+    monkeypatch.setattr("prefilter_common.benchmark.run.cascade_of", choose)
+    _, whole = run("--engines", "pytorch-fp32")
+    n_val = seen["val"]
+    capsys.readouterr()
+    code, short = run("--engines", "pytorch-fp32", "--lengths-like", stubs)
+    assert code == 0 and (seen["val"] <= n_val).all() and seen["val"].sum() < n_val.sum()
+    assert seen["calibration"] == load_articles(data_dir / "train.jsonl")
+    before, after = whole["conditions"], short["conditions"]
+    assert after["lengths_like"] == str(stubs) and after["median_characters"] < 26 < before["median_characters"]
+    assert after["mean_tokens"] < before["mean_tokens"]
+    assert short["rows"][0]["gflop_per_article"] < whole["rows"][0]["gflop_per_article"]
+    sha256 = short["run"]["data"]["lengths_like"]["sha256"]
+    card = capsys.readouterr().out.splitlines()[3]
+    words = f"median {after['median_characters']} characters, at lengths drawn from {stubs} (sha256 {sha256[:12]})"
+    assert words in card
+
+
+def test_traffic_as_test_data_keeps_its_lengths(run, traffic, data_dir, monkeypatch):
+    monkeypatch.setattr("prefilter_common.benchmark.run.cascade_of", lambda *rest: Cascade((SHORT,), {}))
+    splits = ["--train-data", data_dir / "train.jsonl", "--val-data", data_dir / "val.jsonl"]
+    flags = ["--engines", "pytorch-fp32", *splits, "--lengths-like", traffic, "--traffic", traffic]
+    code, result = run(*flags, data=traffic)
+    assert code == 0
+    lengths = [len(article.content) for article in load_articles(traffic)]
+    assert result["conditions"]["median_characters"] == round(np.median(lengths))
+    assert result["conditions"]["compared"] == {"test": 240, "train": 48, "val": 16}
+    one, two = result["rows"]
+    assert one["f1"] is None and one["refused"] is None and two["refused"] == "no labels to judge it on"
 
 
 def test_the_one_model_is_found_and_several_are_a_question(tmp_path, monkeypatch, capsys, data_dir):

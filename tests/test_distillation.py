@@ -11,7 +11,7 @@ from conftest import FILES, call, write_jsonl
 from transformers import AutoModelForSequenceClassification
 
 import train_encoder
-from prefilter_common.articles import Article, load_articles
+from prefilter_common.articles import CUT_TO, Article, load_articles
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
@@ -24,7 +24,6 @@ from prefilter_common.training.compression.distillation import (
     passage,
 )
 from prefilter_common.training.progress import ProgressLog
-from prefilter_common.training.sampling import CUT_TO
 
 FLAGS = ["--max-train-samples", 24, "--max-val-samples", 16, "--epochs", 2, "--max-length", 64]
 # What "auto" stands for depends on the processor.

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from prefilter_common.benchmark.fidelity import Tolerance, compare_scores, refusal, unchanged_needed
+from prefilter_common.benchmark.fidelity import (
+    Tolerance,
+    _worst_f1_difference,
+    compare_scores,
+    refusal,
+    unchanged_needed,
+)
 from prefilter_common.statistics.intervals import clopper_pearson
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.9}
@@ -38,16 +44,61 @@ def test_no_changed_decision_among_60_articles_is_not_none_of_all():
     found = compare_scores(labels, scores, scores, THRESHOLDS, 0, (train, train))
     assert found["points"]["default"]["n"] == 400 and found["points"]["default"]["f1_limit"] > -0.01
     assert refusal(found, TOLERANCE, False) is None and refusal(found, TOLERANCE, True) is None
-    for n, words in ((8, "2.0% of decisions changed"), (1, "1 of 400 decisions changed")):
+    few = "1 of 400 decisions changed at default, so up to 1.4% of all may; to show fewer than 1.0% at this share takes"
+    for n, words in ((8, "2.0% of decisions changed"), (1, few)):
         changed = np.where(np.arange(340) < n, 1 - train, train)
         found = compare_scores(labels, scores, scores, THRESHOLDS, 0, (train, changed))
         assert words in refusal(found, TOLERANCE, reads_less=False)
+
+
+@pytest.mark.parametrize(("changed", "n"), [(1, 400), (5, 700), (9, 1000)])
+def test_as_many_articles_as_are_said_to_be_needed_at_the_share_seen_are_enough(articles, changed, n):
+    def judged(n, changed):
+        scores = np.full(n, 0.05)
+        other = np.where(np.arange(n) < changed, 0.95, scores)
+        return refusal(compare_scores(None, scores, other, {"default": 0.5}, 0), TOLERANCE, reads_less=False)
+
+    needed = int(judged(n, changed).split()[-1].replace(",", ""))
+    assert judged(needed, int(changed / n * needed)) is None
+    assert judged(int(0.95 * needed), int(np.ceil(changed / n * 0.95 * needed))) is not None
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0])
+def test_where_no_number_of_articles_would_do(articles, tolerance):
+    labels, scores = articles
+    found = compare_scores(labels, scores, 1 - scores if tolerance else scores, {"default": 0.5}, 0)
+    why = refusal(found, Tolerance(changed=tolerance), reads_less=False)
+    assert why == "100.0% of decisions changed at default" if tolerance else "no number of articles would" in why
+    why = refusal(compare_scores(labels, scores, scores, {"default": 0.5}, 0), Tolerance(f1_loss=0.0), reads_less=True)
+    assert "no number of articles would" in why
+    assert unchanged_needed(tolerance) == 0
+
+
+@pytest.mark.parametrize("share", [0.05, 0.5])
+def test_how_many_articles_show_that_f1_is_not_lower(share):
+    """The rarer commerce is, the more a changed decision costs, and the more articles it takes."""
+    labels = np.arange(100) < 100 * share
+    scores = np.where(labels, 0.95, 0.05)
+    scores[-2:] = 0.95  # so that F1 is not the same in every resample
+    other = np.where(np.arange(100) < 1, 0.05, scores)
+    point = compare_scores(labels, scores, other, {"default": 0.5}, 0)["points"]["default"]
+    assert point["f1_limit"] < -0.01
+    why = refusal({"points": {"default": point}}, TOLERANCE, reads_less=True)
+    needed = int(why.split("without a changed decision ")[1].split()[0].replace(",", ""))
+    for n, inside in ((needed, True), (int(0.95 * needed), False)):
+        more = np.full(n - 100, 0.05)
+        found = compare_scores(labels, scores, scores, {"default": 0.5}, 0, (more, more))
+        worst = _worst_f1_difference(labels, scores >= 0.5, found["points"]["default"]["changed_interval"][1])
+        assert (worst > -0.01) == inside, n
 
 
 @pytest.mark.parametrize("n", [100, 400])
 def test_as_many_articles_as_are_said_to_be_needed_are_enough(n):
     needed = unchanged_needed(1 / n)
     assert clopper_pearson(0, needed)[1] < 1 / n <= clopper_pearson(0, needed - 1)[1]
+    for k, inside in ((needed, True), (needed - 1, False)):
+        found = compare_scores(None, np.zeros(k), np.zeros(k), {"default": 0.5}, 0)
+        assert (refusal(found, Tolerance(changed=1 / n), reads_less=False) is None) == inside
 
 
 def test_a_decision_changed_at_any_operating_point_counts(articles):

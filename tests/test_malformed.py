@@ -38,6 +38,7 @@ FLAGS = [
         ("--threads", "1000000"), ("--threads", "0"), ("--batch-sizes", "0"), ("--max-lengths", "1"),
         ("--no-stages", "3"), ("--max-f1-loss", "2"), ("--max-changed", "nan"), ("--n-samples", "0"),
         ("--rounds", "1000000"), ("--device", "tpu"), ("--engines", "onnx"), ("--model", "nowhere"),
+        *((flag, path) for flag in ("--traffic", "--lengths-like") for path in ("nowhere.jsonl", "", "/dev/null")),
     ]),
     *((streaming, flag, value) for flag, value in [
         ("--threads", "1000000"), ("--batch-size", "0"), ("--engine", "x"), ("--threshold", "best"),
@@ -130,6 +131,17 @@ def test_data_files(refused, base, tmp_path, script, content):
     if script is streaming:
         argv = [base[script][0], tmp_path / "train.jsonl", tmp_path / "out"]
     assert "train.jsonl: " in refused(script, argv, tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["--traffic", "--lengths-like"])
+@pytest.mark.parametrize("name", ["not JSON", "a list", "too deep", "no title", "no content", "label 2", *FILES])
+def test_unlabelled_files_of_the_benchmark(refused, base, tmp_path, flag, name):
+    if name == "one label":
+        pytest.skip("labels are not needed")
+    content = "\n".join([*GOOD, LINES[name]]).encode() if name in LINES else FILES[name]
+    (tmp_path / "feed.jsonl").write_bytes(content)
+    argv = [*base[benchmark_inference], flag, tmp_path / "feed.jsonl"]
+    assert "feed.jsonl: " in refused(benchmark_inference, argv, tmp_path)
 
 
 def a_file(path):

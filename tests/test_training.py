@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from prefilter_common.articles import JOURNALISM, Article, capped, format_input, labels_of
+from prefilter_common.articles import JOURNALISM, Article, capped, cut, cut_at_random, format_input, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.runinfo import peak_memory_mib
@@ -15,7 +15,7 @@ from prefilter_common.training.data import soft_targets
 from prefilter_common.training.fine_tuning import resolve_precision, weighted_loss
 from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.recipe import Recipe
-from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts, cut, cut_at_random
+from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
 
 
 class Lengths:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prefilter_common.articles import Article, capped, labels_of
+from prefilter_common.articles import Article, capped, cut_at_random, labels_of
 from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage
 from prefilter_common.benchmark.limits import StageNote, choose_short_read
 from prefilter_common.files import write_bytes
@@ -16,7 +16,6 @@ from prefilter_common.models.directory import CONTRACT_FILE, FIRST_STAGE_FILE, r
 from prefilter_common.scoring.first_stage import read_first_stage
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.statistics.calibration import at_temperature
-from prefilter_common.training.sampling import cut_at_random
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,8 @@ from prefilter_common.statistics.comparison import paired_f1_difference
 from prefilter_common.statistics.intervals import clopper_pearson
 from prefilter_common.statistics.metrics import CONFIDENCE, as_interval
 
+NO_NUMBER = "no number of articles would show that it is inside the tolerance"
+
 
 @dataclass(frozen=True)
 class Tolerance:
@@ -30,7 +32,8 @@ class PointFidelity(TypedDict):
     (positive: the fast way is better).
 
     ``f1_limit`` is the lowest F1 difference that is left open: the closer of the interval of the labelled articles, and
-    what the changed decisions could do at worst, if each were a new error.
+    what the changed decisions could do at worst, if each were a new error. ``f1_per_change`` is what the first of
+    them cost at worst: F1 for each percent that changes, in points.
     """
 
     n: int
@@ -39,6 +42,7 @@ class PointFidelity(TypedDict):
     f1_difference: float | None
     interval: list[float] | None
     f1_limit: float | None
+    f1_per_change: float | None
 
 
 class Fidelity(TypedDict):
@@ -83,21 +87,28 @@ def compare_scores(
             "f1_difference": None,
             "interval": None,
             "f1_limit": None,
+            "f1_per_change": None,
         }
         if labels is not None:
             theirs, ours = reference >= threshold, scores >= threshold
             gap, f1_interval, _ = paired_f1_difference(labels, ours, theirs, seed)
-            worst = _worst_f1_difference(labels, theirs, interval[1])
+            worst = _worst_f1_difference(labels, theirs, _limit(points[name]))
             points[name] |= {
                 "f1_difference": gap,
                 "interval": f1_interval,
                 "f1_limit": max(f1_interval[0], worst),
+                "f1_per_change": _f1_per_change(labels, theirs),
             }
     return {
         "max_score_difference": float(difference.max()),
         "mean_score_difference": float(difference.mean()),
         "points": points,
     }
+
+
+def _limit(point: PointFidelity) -> float:
+    """The upper limit of the share of changed decisions, which ``changed_interval`` rounds."""
+    return float(clopper_pearson(round(point["changed"] * point["n"]), point["n"])[1])
 
 
 def _worst_f1_difference(labels: np.ndarray, decisions: np.ndarray, changed: float) -> float:
@@ -107,12 +118,38 @@ def _worst_f1_difference(labels: np.ndarray, decisions: np.ndarray, changed: flo
     missed = min(changed, tp)
     before = 2 * tp / max(2 * tp + wrong, 1e-12)
     after = 2 * (tp - missed) / max(2 * (tp - missed) + wrong + changed, 1e-12)
-    return round(after - before, 4)
+    return after - before
+
+
+def _f1_per_change(labels: np.ndarray, decisions: np.ndarray) -> float:
+    """How fast F1 falls with the share of decisions that become misses: more where commerce is rare."""
+    tp = float((decisions & (labels == 1)).mean())
+    total = 2 * tp + float((decisions != (labels == 1)).mean())
+    return round(2 * (total - tp) / total**2, 4) if total else 0.0
 
 
 def unchanged_needed(tolerance: float) -> int:
-    """How many articles without a changed decision show that fewer than ``tolerance`` change."""
-    return math.floor(math.log((1 - CONFIDENCE) / 2) / math.log(1 - tolerance)) + 1 if tolerance else 0
+    """How many articles without a changed decision show that fewer than ``tolerance`` change.
+
+    0 where no number does, or none is needed.
+    """
+    return math.floor(math.log((1 - CONFIDENCE) / 2) / math.log1p(-tolerance)) + 1 if 0 < tolerance < 1 else 0
+
+
+def _needed(changed: float, tolerance: float) -> str:
+    """How many articles show that fewer than ``tolerance`` change, if the share ``changed`` of them does."""
+    fewest = unchanged_needed(tolerance)
+    if not fewest:
+        return NO_NUMBER
+    if not changed:
+        return f"to show fewer than {tolerance:.1%} takes {fewest:,} without one"
+    low, high = fewest, fewest
+    while clopper_pearson(changed * high, high)[1] >= tolerance:
+        low, high = high, 2 * high
+    while high - low > high / 100:
+        middle = (low + high) // 2
+        low, high = (low, middle) if clopper_pearson(changed * middle, middle)[1] < tolerance else (middle, high)
+    return f"to show fewer than {tolerance:.1%} at this share takes about {high:,}"
 
 
 def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str | None:
@@ -120,19 +157,21 @@ def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str |
     if not fidelity["points"]:
         return "scores that are not numbers"
     for name, point in fidelity["points"].items():
-        n, limit = point["n"], point["changed_interval"][1]
+        n, limit = point["n"], _limit(point)
         if not reads_less and limit >= tolerance.changed:
-            if point["changed"] >= tolerance.changed:
+            if point["changed"] and point["changed"] >= tolerance.changed:
                 return f"{point['changed']:.1%} of decisions changed at {name}"
             return (
                 f"{round(point['changed'] * n)} of {n:,} decisions changed at {name}, so up to {limit:.1%} of all may; "
-                f"to show fewer than {tolerance.changed:.1%} takes {unchanged_needed(tolerance.changed):,} without one"
+                f"{_needed(point['changed'], tolerance.changed)}"
             )
         if point["f1_limit"] is None and reads_less:
             return "no labels to judge it on"
         if point["f1_limit"] is not None and point["f1_limit"] <= -tolerance.f1_loss:
-            return (
-                f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, by {n:,} articles; "
-                f"without a changed decision {unchanged_needed(tolerance.f1_loss):,} would show that it is not"
+            # The fall gets steeper with each change, but by no more than this factor.
+            share = tolerance.f1_loss / (1 + tolerance.f1_loss) / (point["f1_per_change"] or 1)
+            needed = unchanged_needed(share)
+            return f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, by {n:,} articles; " + (
+                f"without a changed decision {needed:,} would show that it is not" if needed else NO_NUMBER
             )
     return None

@@ -16,7 +16,7 @@ from prefilter_common.benchmark.rows import (
     name_of,
     recommend,
 )
-from prefilter_common.benchmark.run import MAX_TRAIN, MAX_VAL, Options
+from prefilter_common.benchmark.run import Options
 from prefilter_common.cli import printable, table
 from prefilter_common.files import write_bytes
 from prefilter_common.runinfo import RunInfo
@@ -90,17 +90,24 @@ def card(directory: Path, conditions: Conditions, run: RunInfo) -> str:
     )
     data = run["data"]["test"]
     name, file = printable(str(directory)), printable(data["file"])
+    lengths = f"contents: median {c['median_characters']:,} characters, "
+    if like := run["data"].get("lengths_like"):
+        lengths += f"at lengths drawn from {printable(like['file'])} (sha256 {like['sha256'][:12]})"
+    else:
+        lengths += "in full"
     return (
         f"{name} | {processor}, {c['threads']} threads, load before {c['cpu_load_before_percent']:.0f} %\n"
         f"matrix products, billion operations per second: {rates} | {libraries}\n"
         f"{data['rows']} articles of {file}, tokens mean {c['mean_tokens']:.0f} max {c['max_tokens']}; "
-        f"{c['timed_articles']} of them one at a time, {c['rounds']} rounds in turn"
+        f"{c['timed_articles']} of them one at a time, {c['rounds']} rounds in turn\n"
+        f"{lengths}"
     )
 
 
 def report(result: BenchmarkResult) -> str:
     """Speed, then cost and fidelity of each row; what was refused or skipped and why; the recommendation."""
-    rows, n_compared = result["rows"], result["conditions"]["compared_articles"]
+    rows, conditions = result["rows"], result["conditions"]
+    compared = [f"{n:,} of {role}" for role, n in conditions["compared"].items()]
     speed = [["", "ms", "p50", "p95", "p99", "speed", "rounds", "bound", "articles/s", "speed"]]
     cost = [["", "F1 %", "changed", "largest", "MiB", "disk", "load s", ""]]
     speed += [_speed_cells(row) for row in rows]
@@ -113,8 +120,9 @@ def report(result: BenchmarkResult) -> str:
         table(cost),
         "changed: share of decisions, at the operating point with the most, and its upper 95 % limit; largest:",
         "  difference of a score; MiB: peak memory one at a time; disk: MiB",
-        f"decisions were compared on {n_compared:,} articles: the test set, at most {MAX_TRAIN:,} of train and, except",
-        f"  for stages, at most {MAX_VAL} of val; a first stage on those of train that it was not fitted on",
+        f"decisions were compared on {conditions['compared_articles']:,} articles: {', '.join(compared)}",
+        "  (stages: without val, and a first stage only where it was not fitted)"
+        + ("" if "traffic" in conditions["compared"] else "; --traffic FILE adds more"),
         "",
         *_stage_lines(rows),
         *(f"refused: {name_of(row)}: {row['refused']}" for row in rows if row["refused"]),

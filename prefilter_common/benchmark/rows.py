@@ -32,7 +32,7 @@ class Reference:
     """PyTorch in fp32, every article read in full: what the others are compared with.
 
     ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
-    other articles on which decisions are compared: on the first ``n_held_out`` no first stage was fitted, and on the
+    other articles on which decisions are compared: on the first ``n_unfitted`` no first stage was fitted, and on the
     last ``n_val`` limits were chosen; ``operations`` maps the shape of a batch to the operations of its forward pass.
     """
 
@@ -43,7 +43,7 @@ class Reference:
     operations: Callable[[tuple[int, ...]], float]
     cascade: Cascade
     more: np.ndarray
-    n_held_out: int
+    n_unfitted: int
     n_val: int
 
 
@@ -58,12 +58,17 @@ class Machine(TypedDict):
 
 
 class Articles(TypedDict):
-    """Which articles the figures are of."""
+    """``median_characters`` of the test articles' contents, ``lengths_like`` the file to whose lengths they were cut, or
+    None; ``compared_articles``, also by role.
+    """
 
+    median_characters: int
+    lengths_like: str | None
     mean_tokens: float
     max_tokens: int
     timed_articles: int
     compared_articles: int
+    compared: dict[str, int]
 
 
 class Conditions(Machine, Articles):
@@ -193,7 +198,7 @@ def judge(
     # The articles that stages were chosen or fitted on would flatter them.
     judged = len(more) - (reference.n_val if configuration.stages else 0)
     if any(stage.reader == LINEAR for stage in configuration.stages):
-        judged = reference.n_held_out
+        judged = reference.n_unfitted
     fidelity = compare_scores(
         reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
         (reference.more[:judged], more[:judged]),

@@ -1,6 +1,7 @@
 """A benchmark, from loaded articles to the rows of its results."""
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -8,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from prefilter_common.articles import Article, capped, labels_of
+from prefilter_common.articles import labels_of
 from prefilter_common.benchmark.cascade import Cascade, cascade_of
+from prefilter_common.benchmark.data import Data, texts_worth_comparing
 from prefilter_common.benchmark.fidelity import Tolerance
 from prefilter_common.benchmark.rows import (
     Articles,
@@ -31,42 +33,6 @@ from prefilter_common.scoring.engines import REFERENCE, EngineName, TorchEngine,
 from prefilter_common.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
-
-# The most training and validation articles that are scored to compare decisions.
-MAX_TRAIN, MAX_VAL = 1_000, 200
-HOLD_OUT_EVERY = 4  # a first stage is judged on every fourth training article, and fitted on the others
-
-
-@dataclass(frozen=True)
-class Data:
-    """The articles of one benchmark: those in ``timed``, a part of ``test``, are timed one at a time."""
-
-    test: list[Article]
-    timed: list[Article]
-    train: list[Article] | None
-    val: list[Article] | None
-
-    @property
-    def held_out(self) -> list[Article]:
-        """The training articles that no first stage is fitted on, so that it can be judged on them."""
-        return (self.train or [])[:: self._every]
-
-    @property
-    def fitting(self) -> list[Article]:
-        """All other training articles."""
-        return [article for i, article in enumerate(self.train or []) if i % self._every]
-
-    @property
-    def more(self) -> list[Article]:
-        """Training articles, those held out first, and then validation articles, on which decisions are compared: 60
-        test articles show too little.
-        """
-        train = [*self.held_out, *capped(self.fitting, MAX_TRAIN - len(self.held_out))]
-        return [*train, *capped(self.val or [], MAX_VAL)]
-
-    @property
-    def _every(self) -> int:
-        return max(HOLD_OUT_EVERY, -(-len(self.train or []) // MAX_TRAIN))
 
 
 @dataclass(frozen=True)
@@ -101,10 +67,15 @@ def conditions_of(options: Options) -> Machine:
     }
 
 
-def take_reference(directory: Path, data: Data, options: Options) -> Reference:
+def take_reference(directory: Path, data: Data, options: Options) -> tuple[Reference, Data]:
     """Score the test articles and, with validation articles, choose the stages before the full read.
 
-    The contract returned contains those; without validation articles, the ones it had. Raises InputError.
+    Returns:
+        The reference, whose contract contains those stages; without validation articles, the ones it had. And the data
+        with ``more``, the other texts on which decisions are compared, as many as the reference has time for.
+
+    Raises:
+        InputError: the model cannot be loaded, or yields scores that are not numbers.
     """
     scorer = Scorer.load(directory, options.device, REFERENCE)
     assert isinstance(scorer.engine, TorchEngine)
@@ -115,27 +86,36 @@ def take_reference(directory: Path, data: Data, options: Options) -> Reference:
     else:
         cascade = cascade_of(directory, scorer, data.val, data.fitting, batch_size)
     encodings = scorer.tokenize(data.test)
-    return Reference(
+    start = time.perf_counter()
+    scores = scorer.score_encodings(encodings, batch_size)
+    per_second = len(scores) / (time.perf_counter() - start)
+    data = data.comparing(texts_worth_comparing(options.tolerance, per_second))
+    reference = Reference(
         contract=replace(scorer.contract, stages=cascade.stages),
-        scores=scorer.score_encodings(encodings, batch_size),
+        scores=scores,
         labels=None if any(article.label is None for article in data.test) else labels_of(data.test),
         n_tokens=np.array([len(ids) for ids in encodings]),
         operations=operations(scorer.engine.model),
         cascade=cascade,
-        more=scorer.score(data.more, batch_size) if data.more else np.empty(0),
+        more=scorer.score(data.all_more, batch_size),
         # On what an earlier run's was fitted is not known.
-        n_held_out=len(data.held_out) if cascade.first_stage else 0,
-        n_val=len(capped(data.val or [], MAX_VAL)),
+        n_unfitted=data.n_unfitted if cascade.first_stage else 0,
+        n_val=len(data.more.get("val", ())),
     )
+    return reference, data
 
 
 def articles_of(reference: Reference, data: Data) -> Articles:
     """A part of the conditions."""
+    compared = {"test": len(data.test), **{role: len(part) for role, part in data.more.items()}}
     return {
+        "median_characters": round(float(np.median([len(article.content) for article in data.test]))),
+        "lengths_like": None if data.lengths_like is None else str(data.lengths_like),
         "mean_tokens": round(float(reference.n_tokens.mean()), 1),
         "max_tokens": int(reference.n_tokens.max()),
         "timed_articles": len(data.timed),
-        "compared_articles": len(data.test) + len(data.more),
+        "compared_articles": sum(compared.values()),
+        "compared": compared,
     }
 
 
@@ -160,7 +140,7 @@ def open_workers(
     workers, skipped = {}, {}
     for engine in (REFERENCE, *(name for name in options.engines if name != REFERENCE)):
         try:
-            convert(directory, engine, data.train, options.device)
+            convert(directory, engine, data.whole_train, options.device)
             workers[engine] = stack.enter_context(Worker(directory, engine, options.device, options.threads))
         except Unavailable as error:
             skipped[str(engine)] = error.reason
@@ -208,9 +188,7 @@ def measure(
         for c in configurations
     }
     more = {
-        c: workers[c.engine].bulk(data.more, c.max_length, c.stages, options.batch_sizes[0]).scores
-        if data.more
-        else np.empty(0)
+        c: workers[c.engine].bulk(data.all_more, c.max_length, c.stages, options.batch_sizes[0]).scores
         for c in configurations
     }
     facts = {

@@ -19,12 +19,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score, log_loss
 from transformers import PreTrainedModel
 
-from prefilter_common.articles import COMMERCE, JOURNALISM, Article, capped, labels_of
+from prefilter_common.articles import COMMERCE, JOURNALISM, Article, capped, cut_at_random, labels_of
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.models.encoder_layers import Layer, layers_of
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.recipe import Recipe
-from prefilter_common.training.sampling import cut_at_random
 
 log = logging.getLogger(__name__)
 

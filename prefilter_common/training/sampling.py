@@ -1,17 +1,14 @@
 """What each epoch trains on, and in what order: shuffled batches of articles of similar length, some of them cut."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from prefilter_common.articles import Article
+from prefilter_common.articles import Article, cut_at_random
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
-# Characters of content that are left of an article that is cut: about what a feed shows.
-CUT_TO = (60, 400)
 # Articles are sorted by length within pools of this many batches: enough to drop nearly all padding, few enough
 # that batches still differ from epoch to epoch.
 POOL_BATCHES = 16
@@ -58,20 +55,6 @@ class TrainingTexts(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return {"input_ids": self.ids[i], "labels": self.targets[i]}
-
-
-def cut_at_random(articles: Sequence[Article], rng: np.random.Generator) -> list[Article]:
-    """Each article with its content cut to a random number of characters, uniform over ``CUT_TO``."""
-    lengths = rng.integers(*CUT_TO, size=len(articles), endpoint=True).tolist()
-    return [replace(article, content=cut(article.content, n)) for article, n in zip(articles, lengths, strict=True)]
-
-
-def cut(text: str, length: int) -> str:
-    """``text`` up to the last word that ends within ``length`` characters; mid-word where the words are long."""
-    if len(text) <= length:
-        return text
-    head = text[:length]
-    return head[: head.rfind(" ")] if " " in head[length // 2 :] else head
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from prefilter_common.articles import Article
-from prefilter_common.training.sampling import CUT_TO, TrainingTexts, cut
+from prefilter_common.articles import CUT_TO, Article, cut
+from prefilter_common.training.sampling import TrainingTexts
 
 Teacher = Callable[[Sequence[Article]], np.ndarray]
 

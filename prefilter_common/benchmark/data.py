@@ -1,0 +1,101 @@
+"""The articles of a benchmark: which are timed, on which decisions are compared, and how long they are."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from prefilter_common.articles import Article, capped, cut, read_articles
+from prefilter_common.benchmark.fidelity import Tolerance, unchanged_needed
+from prefilter_common.evaluation.traffic.coverage import distinct_texts
+
+# Decisions are compared on as many other texts as the reference scores in a minute, since every configuration scores
+# them too; but on at least 1,200, which show five changed decisions to be inside the default tolerance.
+COMPARE_S = 60.0
+MIN_MORE = 1_200
+# An engine that changes half of what is tolerated is shown to be inside, in 19 of 20 cases, by this many times the
+# texts that show it where no decision changes. More texts would hardly help.
+ENOUGH = 11
+HOLD_OUT_EVERY = 4  # a first stage is judged on every fourth training article, and fitted on the others
+
+
+@dataclass(frozen=True)
+class Data:
+    """The articles of one benchmark, all at the length that is benchmarked.
+
+    ``timed``, a part of ``test``, are timed one at a time; ``val`` choose stages. ``more`` are other texts on which
+    decisions are compared, by role: ``traffic``, ``train``, ``val``; on the first ``n_unfitted`` of them no first stage
+    is fitted. ``whole_train`` are the training articles in full, which calibrate int8: a converted model is kept for
+    benchmarks at every length. ``lengths_like`` is the file to whose lengths the others were cut.
+    """
+
+    test: list[Article]
+    timed: list[Article]
+    train: list[Article] = field(default_factory=list)
+    val: list[Article] = field(default_factory=list)
+    traffic: list[Article] = field(default_factory=list)
+    whole_train: list[Article] | None = None
+    lengths_like: Path | None = None
+    more: Mapping[str, Sequence[Article]] = field(default_factory=dict)
+    n_unfitted: int = 0
+
+    @property
+    def fitting(self) -> list[Article]:
+        """The training articles on which a first stage may be fitted: the others judge it."""
+        return [article for i, article in enumerate(self.train) if i % HOLD_OUT_EVERY]
+
+    def comparing(self, limit: int) -> "Data":
+        """With ``more``: distinct texts that the test set lacks, at most ``limit``, traffic first.
+
+        The rest is divided between validation articles, which the weights do not know, and training articles, of which
+        those come first on which no first stage is fitted.
+        """
+        parts = [self.test, self.traffic, self.val, self.train[::HOLD_OUT_EVERY], self.fitting]
+        together = [article for part in parts for article in part]
+        distinct = distinct_texts(together)[0]
+        of_part = np.searchsorted(np.cumsum([len(part) for part in parts]), distinct, side="right")
+        traffic, val, held_out, fitting = (
+            [together[i] for i in distinct[of_part == part].tolist()] for part in range(1, len(parts))
+        )
+        rest = max(0, limit - len(traffic))
+        n_val = min(len(val), max(rest // 2, rest - len(held_out) - len(fitting)))
+        held_out = list(capped(held_out, rest - n_val))
+        chosen = {
+            "traffic": capped(traffic, limit),
+            "train": [*held_out, *capped(fitting, rest - n_val - len(held_out))],
+            "val": capped(val, n_val),
+        }
+        more = {role: part for role, part in chosen.items() if part}
+        return replace(self, more=more, n_unfitted=len(chosen["traffic"]) + len(held_out))
+
+    @property
+    def all_more(self) -> list[Article]:
+        """The articles of ``more``, one role after the other, validation articles last."""
+        return [article for part in self.more.values() for article in part]
+
+
+def texts_worth_comparing(tolerance: Tolerance, articles_per_second: float) -> int:
+    """How many other texts to compare decisions on, at the speed at which the reference scores articles."""
+    enough = ENOUGH * max(unchanged_needed(tolerance.changed), unchanged_needed(tolerance.f1_loss))
+    return min(enough, max(MIN_MORE, round(COMPARE_S * articles_per_second)))
+
+
+def content_lengths(path: Path) -> list[int]:
+    """Characters of content of every article in a file, sorted. Raises InputError."""
+    return sorted(len(article.content) for article in read_articles(path))
+
+
+def cut_like(articles: Sequence[Article], lengths: Sequence[int]) -> list[Article]:
+    """Each article with its content cut, at a word, to one of ``lengths``, which are sorted.
+
+    An article's id, or its place where it has none, decides which: it is cut alike in every run. A content that is
+    shorter than that stays as it is.
+    """
+    copies = []
+    for place, article in enumerate(articles):
+        digest = hashlib.sha256(str(place if article.id is None else article.id).encode()).digest()
+        drawn = lengths[int.from_bytes(digest[:8], "big") * len(lengths) // 2**64]
+        copies.append(replace(article, content=cut(article.content, drawn)))
+    return copies

@@ -1,0 +1,115 @@
+"""Which articles are compared, and how long they are."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from conftest import write_jsonl
+
+from prefilter_common.articles import Article
+from prefilter_common.benchmark.data import ENOUGH, MIN_MORE, Data, content_lengths, cut_like, texts_worth_comparing
+from prefilter_common.benchmark.fidelity import Tolerance, unchanged_needed
+from prefilter_common.errors import InputError
+from prefilter_common.scoring.conversion import CALIBRATION_ARTICLES, calibration_articles
+
+
+def articles(n, role="a", words=400):
+    return [Article(f"{role} {i}", f"{role}{i} " + "word " * words, i // 3 % 2, f"{role}-{i}") for i in range(n)]
+
+
+@pytest.fixture
+def feed(tmp_path):
+    """A file of 500 articles whose contents are as short as a feed's; median 125 characters."""
+    lengths = np.random.default_rng(0).lognormal(np.log(125), 0.9, 500).astype(int)
+    return write_jsonl(tmp_path / "feed.jsonl", [{"title": "t", "content": "x" * n} for n in lengths.tolist()])
+
+
+def test_an_article_is_cut_alike_every_time_wherever_it_stands(feed):
+    lengths, whole = content_lengths(feed), articles(200)
+    once = cut_like(whole, lengths)
+    assert cut_like(whole, lengths) == once
+    assert cut_like(whole[::-3], lengths) == once[::-3]
+    assert len({article.content for article in once}) > 150
+
+
+def test_without_ids_the_place_decides(feed):
+    lengths = content_lengths(feed)
+    nameless = [replace(article, id=None) for article in articles(200)]
+    once = cut_like(nameless, lengths)
+    assert cut_like(nameless, lengths) == once and cut_like(nameless[:50], lengths) == once[:50]
+    assert len({len(article.content) for article in once}) > 50
+
+
+def test_only_the_content_is_cut_and_only_at_a_word(feed):
+    whole = articles(200)
+    for article, short in zip(whole, cut_like(whole, content_lengths(feed)), strict=True):
+        assert replace(short, content=article.content) == article
+        assert article.content.startswith(f"{short.content} ")
+    assert cut_like(whole[:9], [10**6]) == whole[:9]
+    assert [article.content for article in cut_like(whole[:9], [0])] == [""] * 9
+
+
+def test_the_lengths_are_distributed_as_those_of_the_file(feed):
+    lengths = content_lengths(feed)
+    found = [len(article.content) for article in cut_like(articles(4000), lengths)]
+    shares = np.arange(0.1, 0.91, 0.1)
+    # A cut at a word leaves up to five characters fewer; 4,000 draws are off by at most 3 % of the ranks.
+    low, high = (np.quantile(lengths, np.clip(shares + d, 0, 1)) for d in (-0.03, 0.03))
+    assert (np.quantile(found, shares) >= low - 5).all() and (np.quantile(found, shares) <= high).all()
+
+
+def test_lengths_of_a_bad_file(tmp_path):
+    with pytest.raises(InputError, match=r"feed\.jsonl: 1 of 2 lines are bad, .* line 2: "):
+        content_lengths(write_jsonl(tmp_path / "feed.jsonl", [{"title": "t", "content": "c"}, {"title": "t"}]))
+
+
+def test_decisions_are_compared_on_distinct_texts_traffic_first():
+    test, train, val = articles(5, "test"), articles(100, "train"), articles(40, "val")
+    traffic = [*articles(30, "traffic"), *articles(30, "traffic"), test[0], val[0]]
+    data = Data(test, test, train, val, traffic)
+    everything = data.comparing(1000)
+    assert {role: len(part) for role, part in everything.more.items()} == {"train": 100, "traffic": 31, "val": 39}
+    held_out, rest = train[::4], [article for i, article in enumerate(train) if i % 4]
+    assert everything.all_more == [*articles(30, "traffic"), val[0], *held_out, *rest, *val[1:]]
+    # No first stage is fitted on traffic and on what is held out, which therefore come first.
+    assert everything.n_unfitted == 31 + 25 and everything.fitting == rest
+    assert data.comparing(51).all_more[31:41] == [held_out[i * 25 // 10] for i in range(10)]
+    for limit, expected in (
+        (20, {"traffic": 20}),
+        (51, {"train": 10, "traffic": 31, "val": 10}),
+        (120, {"train": 50, "traffic": 31, "val": 39}),
+    ):
+        assert {role: len(part) for role, part in data.comparing(limit).more.items()} == expected
+    assert len(Data(test, test, train[:5], val).comparing(30).more["val"]) == 25
+    assert Data(test, test).comparing(100).all_more == []
+
+
+def test_as_many_texts_as_a_minute_allows_but_no_more_than_help():
+    tolerance = Tolerance()
+    assert texts_worth_comparing(tolerance, articles_per_second=1.0) == MIN_MORE
+    assert texts_worth_comparing(tolerance, articles_per_second=50.0) == 3_000
+    assert texts_worth_comparing(tolerance, articles_per_second=1e4) == ENOUGH * 368
+    assert texts_worth_comparing(Tolerance(0.05, 0.02), 1e4) == ENOUGH * unchanged_needed(0.02)
+    assert texts_worth_comparing(Tolerance(1.0, 1.0), 1e4) == 0
+
+
+def test_as_many_texts_as_help_show_that_half_the_tolerated_changes_are_tolerable():
+    from scipy.stats import binom
+
+    from prefilter_common.statistics.intervals import clopper_pearson
+
+    n, changed = ENOUGH * unchanged_needed(0.01), np.arange(100)
+    inside = changed[clopper_pearson(changed, n)[1] < 0.01]
+    assert binom.cdf(inside.max(), n, 0.005) > 0.95
+
+
+def test_int8_is_calibrated_on_articles_in_full_and_at_the_length_of_a_feed():
+    train = articles(1000)
+    chosen = calibration_articles(train)
+    assert len(chosen) == CALIBRATION_ARTICLES and chosen == calibration_articles(train)
+    whole = [article for article in chosen if article in train]
+    short = [article for article in chosen if len(article.content) <= 400]
+    assert len(whole) == len(short) == CALIBRATION_ARTICLES // 2
+    assert len({article.title for article in chosen}) == CALIBRATION_ARTICLES  # no article twice
+    assert 0 < sum(article.label for article in whole) < len(whole)
+    assert len(calibration_articles(train[:1])) == 1
