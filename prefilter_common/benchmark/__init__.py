@@ -38,9 +38,9 @@ precision, both measured in the same run. ``--device cuda`` times PyTorch on the
 ``cpu_benchmark.json`` alone.
 
 ``results/benchmark_<model>.json`` holds ``conditions`` (device, threads, load, matrix rates, length of the articles,
-how many were timed and compared), ``tolerance``, ``stages`` and ``stages_on_validation``, ``rows`` (``stage_costs`` has
-what share of the test articles each stage decides, and its milliseconds), ``skipped`` (engine or stage -> reason),
-``recommended`` and ``verdict``. ``cpu_benchmark.json`` in the model directory holds the recommended row, with the
-earlier keys ``model n_samples avg_ms p50_ms p95_ms p99_ms min_ms max_ms``; ``Scorer.load`` reads ``engine max_length stages``
-from it.
+how many were timed and compared), ``tolerance``, ``stages`` and ``stages_on_validation``, ``rows`` (``stage_costs``
+has what share of the test articles each stage decides, and its milliseconds), ``skipped`` (engine or stage ->
+reason), ``recommended`` and ``verdict``. ``cpu_benchmark.json`` in the model directory holds the recommended row,
+with the earlier keys ``model n_samples avg_ms p50_ms p95_ms p99_ms min_ms max_ms``; ``Scorer.load`` reads ``engine
+max_length stages`` from it.
 """

@@ -58,7 +58,7 @@ class Machine(TypedDict):
 
 
 class Articles(TypedDict):
-    """``median_characters`` of the test articles' contents, ``lengths_like`` the file to whose lengths they were cut, or
+    """``median_characters`` of the test articles' contents, ``lengths_like`` the file to whose lengths they were cut or
     None; ``compared_articles``, also by role.
     """
 
