@@ -89,7 +89,12 @@ def test_the_probe_reads_a_bounded_number_of_articles(base, articles, monkeypatc
     train, val, _ = articles
     probe.add_mean_layer(base.model)
     read, features = [], probe._features
-    monkeypatch.setattr(probe, "_features", lambda model, texts: read.append(len(texts)) or features(model, texts))
+
+    def counted(checkpoint, texts, precision):
+        read.append(len(texts))
+        return features(checkpoint, texts, precision)
+
+    monkeypatch.setattr(probe, "_features", counted)
     monkeypatch.setattr(probe, "MOST_ARTICLES", 12)
     probe.start_from_probe(base, train, val, LP_FT)
     assert read == [24, 24]  # each also cut
