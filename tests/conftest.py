@@ -46,7 +46,7 @@ FILES = CHECKPOINT | TOKENIZER | RECORDS
 
 @pytest.fixture(scope="module", autouse=True)
 def no_collection_of_libraries():
-    """The libraries' million objects are passed over in later collections, each of which takes a third of a second.
+    """Collections skip the libraries' million objects, which take a third of a second.
 
     Training, evaluation and ``faults`` ask for one per run.
     """

@@ -84,6 +84,15 @@ def test_decisions_are_compared_on_distinct_texts_traffic_first():
     assert Data(test, test).comparing(100).all_more == []
 
 
+def test_no_first_stage_is_judged_on_texts_that_it_was_fitted_on():
+    """Unlabelled articles may be given to be fitted on and, by mistake, to be compared on as well."""
+    both = articles(40)
+    data = Data([], [], train=both, traffic=both).comparing(1000)
+    unfitted = data.all_more[: data.n_unfitted]
+    assert len(unfitted) == 10 and not any(article in data.fitting for article in unfitted)
+    assert len(data.all_more) == 40
+
+
 def test_as_many_texts_as_a_minute_allows_but_no_more_than_help():
     tolerance = Tolerance()
     assert texts_worth_comparing(tolerance, articles_per_second=1.0) == MIN_MORE

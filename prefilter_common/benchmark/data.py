@@ -52,11 +52,12 @@ class Data:
         The rest is divided between validation articles, which the weights do not know, and training articles, of which
         those come first on which no first stage is fitted.
         """
-        parts = [self.test, self.traffic, self.val, self.train[::HOLD_OUT_EVERY], self.fitting]
+        # A text that occurs twice counts where it is first: as one that a first stage may be fitted on.
+        parts = [self.test, self.fitting, self.traffic, self.val, self.train[::HOLD_OUT_EVERY]]
         together = [article for part in parts for article in part]
         distinct = distinct_texts(together)[0]
         of_part = np.searchsorted(np.cumsum([len(part) for part in parts]), distinct, side="right")
-        traffic, val, held_out, fitting = (
+        fitting, traffic, val, held_out = (
             [together[i] for i in distinct[of_part == part].tolist()] for part in range(1, len(parts))
         )
         rest = max(0, limit - len(traffic))

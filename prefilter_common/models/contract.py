@@ -10,8 +10,7 @@ from prefilter_common.articles import INPUT_FORMAT
 
 # Below this a model reads hardly more than its special tokens and "[TITLE]".
 MIN_LENGTH = 8
-
-
+# What may read an article at a stage.
 ENCODER, LINEAR = "encoder", "linear"
 
 

@@ -48,8 +48,9 @@ class Data:
     """Labelled articles, ``train`` and ``val``, and the n articles to fine-tune on.
 
     Those are ``train``, followed by others without a label; ``targets`` (n,) is what the model is to say of each: 0 or
-    1, or a probability of commerce. With ``teacher``, model directories, those have the last word. ``vocabulary`` are
-    articles whose tokens the model is to know besides those of the others; None where it keeps every token.
+    1, or a probability of commerce. ``teacher`` are model directories whose scores join, or replace, the targets
+    (``compression.distillation``). ``vocabulary`` are articles whose tokens the model is to know besides those of the
+    others; None where it keeps every token.
     """
 
     train: Sequence[Article]
