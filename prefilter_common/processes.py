@@ -18,6 +18,13 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def own_device() -> str:
+    """Where this process computes: its own GPU where there is one, such as ``cuda:0``, else ``cpu``."""
+    import torch
+
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+
+
 def wait_for_all() -> None:
     """Return once every process of the job has called this."""
     if process_count() > 1:

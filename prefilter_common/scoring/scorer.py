@@ -1,7 +1,6 @@
 """``Scorer``: articles in, P(commerce) out, with any model directory and engine."""
 
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.models.base_models import one_line
 from prefilter_common.models.contract import ENCODER, LINEAR, Contract, Stage
 from prefilter_common.models.directory import read_recommendation, recommended_stages
+from prefilter_common.processes import own_device
 from prefilter_common.scoring.conversion import is_current, load_converted
 from prefilter_common.scoring.engines import (
     REFERENCE,
@@ -128,7 +128,7 @@ class Scorer:
         from prefilter_common.models.checkpoints import load_checkpoint
 
         if device is None:
-            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+            device = own_device()
         check_available(name, str(device))
         if threads:
             torch.set_num_threads(threads)

@@ -15,7 +15,7 @@ import numpy as np
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.models.base_models import FAMILIES, locate_base
 from prefilter_common.models.directory import VALIDATION_FILE, write_predictions, write_records
-from prefilter_common.processes import is_main_process, shared_directory
+from prefilter_common.processes import is_main_process, own_device, shared_directory
 from prefilter_common.training.data import Data, load
 from prefilter_common.training.provenance import Job, TrainingRun, provenance, settings_to_continue
 from prefilter_common.training.recipe import FROZEN_LAYERS, Recipe
@@ -162,6 +162,7 @@ def prepare(checkpoint: "Checkpoint", data: Data, recipe: Recipe, fit: bool) -> 
             add_mean_layer(checkpoint.model)
             compute_first_token_only(checkpoint.model)
             if fit:
+                checkpoint.model.to(own_device())
                 start_from_probe(checkpoint, data.train, data.val, recipe)
         else:
             log.warning(

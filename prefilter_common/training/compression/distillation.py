@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from prefilter_common.articles import CUT_TO, Article, cut
+from prefilter_common.processes import own_device
 from prefilter_common.training.sampling import TrainingTexts
 
 Teacher = Callable[[Sequence[Article]], np.ndarray]
@@ -28,11 +29,9 @@ def load_teacher(directories: Sequence[Path], batch_size: int, precision: str) -
     They compute in bf16 where training does (``precision``). Raises InputError for a directory that contains no trained
     model.
     """
-    import torch
-
     from prefilter_common.scoring import Scorer
 
-    device = "cuda" if torch.cuda.is_available() else None
+    device = None if own_device() == "cpu" else own_device()
     engine = "pytorch-bf16" if precision == "bf16" else None
     scorers = [Scorer.load(directory, device, engine) for directory in directories]
     return lambda articles: np.mean([scorer.score(articles, batch_size) for scorer in scorers], axis=0)

@@ -1,0 +1,85 @@
+"""What only a CUDA device can show."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import TRAIN_FLAGS, call
+
+import benchmark_inference
+import evaluate_models
+import train_encoder
+import train_qwen_lora
+from prefilter_common.articles import load_articles
+from prefilter_common.scoring import Scorer
+from prefilter_common.training.progress import ProgressLog
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+FLAGS = TRAIN_FLAGS[:-2]  # the device's own precision
+
+
+@pytest.mark.parametrize("family", ["distilbert", "minilm", "xlm-roberta", "qwen"])
+def test_every_family_trains_on_the_gpu_and_scores_alike_on_both_devices(tiny_models, data_dir, tmp_path, family):
+    script = train_qwen_lora if family == "qwen" else train_encoder
+    output = tmp_path / "model"
+    flags = ["--model", tiny_models[family], "--output", output, "--data-dir", data_dir]
+    assert call(script, flags + FLAGS) == 0
+    metrics = json.loads((output / "training_metrics.json").read_text())
+    assert metrics["precision"] == ("bf16" if family == "qwen" else "fp16") and metrics["peak_gpu_memory_mib"] > 0
+    articles = load_articles(data_dir / "test.jsonl")
+    on_gpu, on_cpu = (Scorer.load(output, device).score(articles) for device in ("cuda", "cpu"))
+    assert np.abs(on_gpu - on_cpu).max() < 1e-4
+
+
+def test_a_student_learns_on_the_gpu(trained, data_dir, tmp_path):
+    flags = ["--teacher", trained / "tiny", "--layers", "1", "--output", tmp_path / "student", "--data-dir", data_dir]
+    assert call(train_encoder, [*flags, *FLAGS]) == 0
+
+
+def test_a_run_of_two_epochs_goes_on_after_the_first(tiny_encoder, data_dir, tmp_path, monkeypatch):
+    flags = ["--model", tiny_encoder, "--output", tmp_path / "model", "--data-dir", data_dir, *FLAGS]
+    at_step = ProgressLog.on_step_end
+
+    def interrupt(self, args, state, control, **more):
+        at_step(self, args, state, control, **more)
+        if state.global_step == 8:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressLog, "on_step_end", interrupt)
+        assert call(train_encoder, flags) == 130
+    assert call(train_encoder, [*flags, "--resume"]) == 0
+    metrics = json.loads((tmp_path / "model" / "training_metrics.json").read_text())
+    assert metrics["epoch"] == 2 and metrics["steps"] == 12
+
+
+def test_a_step_waits_for_the_gpu_only_where_the_loss_is_scaled(tiny_encoder, data_dir, tmp_path, monkeypatch):
+    """Steps without a log line, in bf16: what fp16 adds is the look at the scaled gradients."""
+    at_step = {name: getattr(ProgressLog, name) for name in ("on_step_begin", "on_step_end")}
+
+    def begin(self, args, state, control, **more):
+        at_step["on_step_begin"](self, args, state, control, **more)
+        torch.cuda.set_sync_debug_mode("error" if state.global_step in (3, 4) else "default")
+
+    def end(self, args, state, control, **more):
+        torch.cuda.set_sync_debug_mode("default")
+        at_step["on_step_end"](self, args, state, control, **more)
+
+    monkeypatch.setattr(ProgressLog, "on_step_begin", begin)
+    monkeypatch.setattr(ProgressLog, "on_step_end", end)
+    flags = ["--model", tiny_encoder, "--output", tmp_path / "model", "--data-dir", data_dir, *FLAGS]
+    assert call(train_encoder, [*flags, "--precision", "bf16"]) == 0
+
+
+def test_evaluation_and_benchmark_use_the_gpu(trained, data_dir, tmp_path):
+    common = ["--test-data", data_dir / "test.jsonl", "--output", tmp_path]
+    assert call(evaluate_models, [*common, "--models-dir", trained]) == 0
+    flags = ["--model", trained / "tiny", "--device", "cuda", "--engines", "pytorch-fp32", "--no-stages", "--rounds", "1"]
+    assert call(benchmark_inference, [*common, *flags]) == 0
+    rows = json.loads((tmp_path / "benchmark_tiny.json").read_text())
+    assert rows["conditions"]["device"] == "cuda"
