@@ -58,24 +58,6 @@ def test_a_run_of_two_epochs_goes_on_after_the_first(tiny_encoder, data_dir, tmp
     assert metrics["epoch"] == 2 and metrics["steps"] == 12
 
 
-def test_a_step_waits_for_the_gpu_only_where_the_loss_is_scaled(tiny_encoder, data_dir, tmp_path, monkeypatch):
-    """Steps without a log line, in bf16: what fp16 adds is the look at the scaled gradients."""
-    at_step = {name: getattr(ProgressLog, name) for name in ("on_step_begin", "on_step_end")}
-
-    def begin(self, args, state, control, **more):
-        at_step["on_step_begin"](self, args, state, control, **more)
-        torch.cuda.set_sync_debug_mode("error" if state.global_step in (3, 4) else "default")
-
-    def end(self, args, state, control, **more):
-        torch.cuda.set_sync_debug_mode("default")
-        at_step["on_step_end"](self, args, state, control, **more)
-
-    monkeypatch.setattr(ProgressLog, "on_step_begin", begin)
-    monkeypatch.setattr(ProgressLog, "on_step_end", end)
-    flags = ["--model", tiny_encoder, "--output", tmp_path / "model", "--data-dir", data_dir, *FLAGS]
-    assert call(train_encoder, [*flags, "--precision", "bf16"]) == 0
-
-
 def test_evaluation_and_benchmark_use_the_gpu(trained, data_dir, tmp_path):
     common = ["--test-data", data_dir / "test.jsonl", "--output", tmp_path]
     assert call(evaluate_models, [*common, "--models-dir", trained]) == 0
