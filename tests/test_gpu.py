@@ -61,7 +61,7 @@ def test_a_run_of_two_epochs_goes_on_after_the_first(tiny_encoder, data_dir, tmp
 def test_evaluation_and_benchmark_use_the_gpu(trained, data_dir, tmp_path):
     common = ["--test-data", data_dir / "test.jsonl", "--output", tmp_path]
     assert call(evaluate_models, [*common, "--models-dir", trained]) == 0
-    flags = ["--model", trained / "tiny", "--device", "cuda", "--engines", "pytorch-fp32", "--no-stages", "--rounds", "1"]
+    flags = ["--model", trained / "tiny", "--device", "cuda", "--engines", "pytorch-fp32", "--no-stages"]
     assert call(benchmark_inference, [*common, *flags]) == 0
     rows = json.loads((tmp_path / "benchmark_tiny.json").read_text())
     assert rows["conditions"]["device"] == "cuda"
