@@ -33,7 +33,7 @@ def test_every_family_trains_on_the_gpu_and_scores_alike_on_both_devices(tiny_mo
     assert metrics["precision"] == ("bf16" if family == "qwen" else "fp16") and metrics["peak_gpu_memory_mib"] > 0
     articles = load_articles(data_dir / "test.jsonl")
     on_gpu, on_cpu = (Scorer.load(output, device).score(articles) for device in ("cuda", "cpu"))
-    assert np.abs(on_gpu - on_cpu).max() < 1e-4
+    assert np.abs(on_gpu - on_cpu).max() < 1e-4 and not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_a_student_learns_on_the_gpu(trained, data_dir, tmp_path):
