@@ -24,7 +24,7 @@ def recipe():
 
 
 def run_recipe(tmp_path, model, **replaced):
-    """Run the recipe in a directory of its own with what the README says of PYTHONPATH; id -> score."""
+    """Run the recipe in a directory of its own with what is said there of PYTHONPATH; id -> score."""
     code = recipe()
     for old, new in {"/data/models/distilbert": str(model), **replaced}.items():
         assert old in code

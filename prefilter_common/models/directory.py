@@ -3,7 +3,8 @@
     prefilter.json                 the input contract
     validation_predictions.jsonl   calibrated scores of the validation articles, to choose thresholds on
     training_metrics.json          the best epoch's figures, the curve, the speed
-    run.json                       what made the model: command, commit, versions, hardware, data, base model
+    run.json                       what made the model: command, commit, versions, hardware, data, base model; and
+                                   a command that repeats the run, into <output>-repeat
     README.md                      model card
     cpu_benchmark.json             the configuration that the benchmark recommends
     first_stage.npz                weights of the linear first stage, where the benchmark found one worth having

@@ -12,9 +12,10 @@ twice gives two rows. --passed and --blocked get the input's own rows with "pref
 second model scores as well: OUTPUT has its "shadow_score" and "shadow_is_commerce", and a file gets the input's rows on
 which the two decide differently, as evaluation's --traffic and the labelling want them.
 
-"-" is standard input, which is read to its end first, or standard output. Outputs appear complete or not at all. The
-same command resumes a run that was interrupted. The last line on stdout, or on stderr where stdout has rows, is one
-JSON object; its seconds are those of this run, without loading.
+"-" is standard input, which is read to its end first, or standard output. The whole input is checked before the model
+is loaded. Outputs appear complete or not at all; until then the rows are in a hidden folder beside OUTPUT, and the same
+command resumes a run that was interrupted. The last line on stdout, or on stderr where stdout has rows, is one JSON
+object; its seconds are those of this run, without loading.
 """
 
 import errno

@@ -105,9 +105,15 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
         help=f"arithmetic, with weights kept in fp32; auto is {defaults.cuda_precision} on CUDA, "
         "bf16 on a CPU that has instructions for it, and fp32 elsewhere",
     )
-    interruption = parser.add_argument_group("interruption", "SIGINT, SIGTERM and SIGHUP save a checkpoint first.")
+    interruption = parser.add_argument_group(
+        "interruption",
+        "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done.",
+    )
     interruption.add_argument(
-        "--resume", action="store_true", help="continue an interrupted run of the same command from its last checkpoint"
+        "--resume",
+        action="store_true",
+        help="continue an interrupted run of the same command from its last checkpoint; on a CPU with the same number "
+        "of threads it ends with the same weights, bit for bit",
     )
     interruption.add_argument(
         "--checkpoint-minutes",
