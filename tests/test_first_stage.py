@@ -13,8 +13,8 @@ from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import FIRST_STAGE_FILE, read_contract, write_contract
-from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, read_first_stage
-from prefilter_common.scoring.scorer import Scorer, sigmoid
+from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, read_first_stage, sigmoid
+from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.8}

@@ -17,7 +17,8 @@ from prefilter_common.evaluation.run import score_together
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import read_contract, read_recommendation, recommended_stages, write_contract
-from prefilter_common.scoring.scorer import Scorer, sigmoid
+from prefilter_common.scoring.first_stage import sigmoid
+from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 FULL, FIRST = 90, 30
@@ -78,7 +79,7 @@ def test_only_unsure_articles_get_the_full_reads_score(scorer, articles, reads):
     alone = [scorer.score([article])[0] for article in articles]
     encodings = scorer.tokenize(articles)
     ways = [scorer.score(articles), scorer.score(articles, batch_size=5), alone]
-    ways += [scorer.score_encodings(encodings), scorer.score_encodings(encodings, batch_size=1)]
+    ways += [scorer.read(encodings)[0], scorer.read(encodings, batch_size=1)[0]]
     for scores in ways:
         np.testing.assert_allclose(scores, expected, rtol=1e-12)
 

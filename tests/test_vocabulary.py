@@ -5,13 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import call, write_jsonl
+from conftest import SPLITS, call, write_jsonl
 from transformers import AutoTokenizer, pipeline
 
 import train_encoder
 from prefilter_common.articles import Article, capped, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
+from prefilter_common.scoring import streaming
+from prefilter_common.scoring.rows import Run
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.compression.vocabulary import keep_tokens, script_of
@@ -42,6 +44,63 @@ def test_texts_of_kept_tokens_get_the_same_scores(checkpoint, data_dir, tmp_path
     assert max(share) < 0.05  # shorter tokens stand in for those that are missing
     classify = pipeline("text-classification", model=str(tmp_path / "m"), truncation=True, device="cpu")
     assert classify("[TITLE] a [CONTENT] b")[0]["label"] in ("commerce", "journalism")
+
+
+GREEK = Article("Νέα", "νέες προσφορές σήμερα με έκπτωση")
+CHINESE = Article("新闻", "今天市政府宣布了新的交通计划")  # one unknown token
+
+
+@pytest.fixture
+def english(checkpoint, data_dir, tmp_path):
+    """Directory of the model with the tokens of English articles alone."""
+    articles = [a for a in load_articles(data_dir / "train.jsonl") if a.language == "en"]
+    needed = {token for ids in ArticleTokenizer.of(checkpoint.tokenizer).encode(articles) for token in ids}
+    checkpoint.save(tmp_path / "full")
+    keep_tokens(checkpoint, needed).save(tmp_path / "english")
+    return tmp_path / "english"
+
+
+def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
+    alone, full = Scorer.load(english), Scorer.load(english.parent / "full")
+    known = load_articles(data_dir / "test.jsonl")[:3]
+    if load_checkpoint(english).model.config.model_type != "distilbert":  # whose tokenizer leaves full-width letters
+        known.append(Article("Ｈａｌｆ　ｐｒｉｃｅ", "ｔｏｄａｙ only"))
+    articles = [GREEK, *known, CHINESE]
+    scores = alone.score(articles, batch_size=1)
+    assert scores[0] == scores[-1] == 0 and scores[1:-1].min() > 0
+    assert not alone.is_commerce(GREEK)
+    assert (scores[1:-1] == alone.score(known, batch_size=1)).all()
+    both = Scorer.load(english, full=english.parent / "full").score(articles, batch_size=1)
+    assert (both[1:-1] == scores[1:-1]).all()
+    assert (both[[0, -1]] == full.score([GREEK, CHINESE], batch_size=1)).all() and both[[0, -1]].min() > 0
+    with pytest.raises(InputError, match=r"full: has every token of its base model; leave out the full model"):
+        Scorer.load(english.parent / "full", full=english)
+
+
+def test_the_scoring_command_takes_a_full_model(english, tmp_path, capsys):
+    source = write_jsonl(tmp_path / "in.jsonl", [{"id": "el", "title": GREEK.title, "content": GREEK.content}])
+    full = tmp_path / "full"
+    assert call(streaming, [english, source, tmp_path / "out.jsonl", "--full", full]) == 0
+    row = json.loads((tmp_path / "out.jsonl").read_text())
+    assert row["score"] == pytest.approx(Scorer.load(full).score([GREEK])[0], abs=1e-6)
+    kept = tmp_path / ".again.jsonl.partial"
+    kept.mkdir()
+    made = Run([Scorer.load(english)], source, "default", 16).made_with()
+    (kept / "run.json").write_text(json.dumps(made))
+    (kept / "rows.jsonl").write_text(json.dumps(row | {"score": 0.0}) + "\n")
+    assert call(streaming, [english, source, tmp_path / "again.jsonl", "--full", full]) == 2
+    assert "full engine was null" in capsys.readouterr().err
+    assert call(streaming, [english, source, tmp_path / "more.jsonl", "--full", tmp_path / "none"]) == 2
+
+
+def test_a_script_that_is_only_quoted_is_not_kept(checkpoint):
+    tokenizer = ArticleTokenizer.of(checkpoint.tokenizer)
+    articles = [*(a for a in load_articles(SPLITS / "train.jsonl") if a.language == "en"), Article("α", "β γ")]
+    small = keep_tokens(checkpoint, {token for ids in tokenizer.encode(articles) for token in ids})
+    greek = {p for p in small.tokenizer.get_vocab() for c in p if script_of(c) == "GREEK"}
+    assert len(greek) <= 6
+    tokenizer = ArticleTokenizer.of(small.tokenizer)
+    assert tokenizer.unknown([GREEK, *articles], 64, 0.3).tolist() == [True, *[False] * len(articles)]
 
 
 def test_scripts_that_were_not_seen_are_left_out(checkpoint):

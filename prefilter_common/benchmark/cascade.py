@@ -62,7 +62,7 @@ def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Art
     """
     labels, thresholds = labels_of(val), scorer.contract.thresholds
     encodings = scorer.tokenize(val)
-    full = scorer.score_encodings(encodings, batch_size)
+    full = scorer.read(encodings, batch_size)[0]
     lengths = [length for length in SHORT_LENGTHS if length < scorer.contract.max_length]
     calibrated = {length: scorer.reading(length).score(val, batch_size) for length in lengths}
     short = {length: at_temperature(scores, 1 / scorer.contract.temperature) for length, scores in calibrated.items()}
@@ -78,15 +78,15 @@ def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Art
     texts = scorer.tokenize([*articles, *cut_at_random(articles, rng)])
     log.info(f"first stage: taking the model's scores of {len(texts):,} texts to fit it on")
     own = [scorer.tokenizer.own(ids) for ids in texts]
-    first = fit_first_stage(own, scorer.score_encodings(texts, batch_size))
+    first = fit_first_stage(own, scorer.read(texts, batch_size)[0])
     cut = scorer.tokenize(cut_at_random(val, rng))
     both = [*encodings, *cut]
     stage, note = choose_first_stage(
         first,
         [scorer.tokenizer.own(ids) for ids in both],
         labels,
-        np.concatenate([full, scorer.score_encodings(cut, batch_size)]),
-        scorer.reading(stages=reads).score_encodings(both, batch_size) if reads else None,
+        np.concatenate([full, scorer.read(cut, batch_size)[0]]),
+        scorer.reading(stages=reads).read(both, batch_size)[0] if reads else None,
         thresholds,
     )
     note["fitted_texts"] = len(texts)

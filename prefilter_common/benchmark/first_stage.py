@@ -7,8 +7,7 @@ import numpy as np
 
 from prefilter_common.benchmark.limits import ENOUGH_ARTICLES, MIN_SAVED, StageNote, Trial, limits_of
 from prefilter_common.models.contract import LINEAR, Stage
-from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed
-from prefilter_common.scoring.scorer import sigmoid
+from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, sigmoid
 from prefilter_common.statistics.calibration import fit_temperature
 
 # Inverse strength of the penalty on the weights; of 100, 1,000 and 10,000 the best on validation articles.

@@ -87,7 +87,7 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         cascade = cascade_of(directory, scorer, data.val, data.fitting, batch_size)
     encodings = scorer.tokenize(data.test)
     start = time.perf_counter()
-    scores = scorer.score_encodings(encodings, batch_size)
+    scores = scorer.score(data.test, batch_size)
     per_second = len(scores) / (time.perf_counter() - start)
     data = data.comparing(texts_worth_comparing(options.tolerance, per_second))
     reference = Reference(

@@ -56,8 +56,9 @@ class Contract:
 
     ``max_length`` is in tokens; log-odds are divided by ``temperature`` before they become probabilities;
     ``thresholds`` are the named operating points on P(commerce); ``stages`` may decide, one after the other, before an
-    article is read in full; ``tokenizer_sha256`` is of the ``tokenizer.json`` that the model was trained with, None
-    where nobody recorded it. Raises ValueError for a value that none of them can have.
+    article is read in full; an article with more than a share ``max_unknown`` of characters without a token is for
+    another model, None where none is; ``tokenizer_sha256`` is of the ``tokenizer.json`` that the model was trained
+    with, None where nobody recorded it. Raises ValueError for a value that none of them can have.
     """
 
     input_format: str = INPUT_FORMAT
@@ -67,6 +68,7 @@ class Contract:
     temperature: float = 1.0
     thresholds: dict[str, float] = field(default_factory=lambda: {"default": 0.5})
     stages: tuple[Stage, ...] = ()
+    max_unknown: float | None = None
     tokenizer_sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -81,6 +83,8 @@ class Contract:
             raise ValueError(f'"thresholds" is {_shown(self.thresholds)}; it must be an object with a "default"')
         for name, value in self.thresholds.items():
             _require_number(f"thresholds.{name}", value, 0, 1)
+        if self.max_unknown is not None:
+            _require_number("max_unknown", self.max_unknown, 0, 1)
         if not all(isinstance(stage, Stage) for stage in self.stages):
             raise ValueError(f'"stages" is {_shown(self.stages)}; it must be a list of objects')
 

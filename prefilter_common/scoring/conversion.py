@@ -1,7 +1,4 @@
-"""A model directory in, the files of an engine out, in a folder of their own inside it.
-
-OpenVINO's int8 is calibrated by NNCF on training articles; ONNX Runtime's is quantised dynamically.
-"""
+"""A model directory in, the files of an engine out, in a folder of their own inside it."""
 
 import contextlib
 import importlib.metadata

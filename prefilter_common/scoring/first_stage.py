@@ -106,3 +106,8 @@ def read_first_stage(directory: Path, stages: Iterable[Stage]) -> FirstStage | N
         log.warning(f"{path}: the first stage is skipped ({reason}); python benchmark_inference.py makes it again")
         return None
     return FirstStage(weights, squares, known, bias)
+
+
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    """Probabilities, without overflow."""
+    return np.exp(-np.logaddexp(0, -log_odds))

@@ -33,7 +33,6 @@ class Run:
     """What is scored with what: ``scorers`` are the model and, where there is one, its shadow."""
 
     scorers: Sequence[Scorer]
-    directories: Sequence[Path]
     articles: Path
     threshold: str
     batch_size: int
@@ -41,19 +40,23 @@ class Run:
     def made_with(self) -> dict[str, object]:
         """What the rows depend on, as plain JSON values: name -> value, or the beginning of the sha256 of a file."""
         record: dict[str, object] = {"input": file_fingerprint(self.articles)["sha256"][:12]}
-        for scorer, directory in zip(self.scorers, self.directories, strict=True):
-            prefix = "" if scorer is self.scorers[0] else "shadow "
+        models = dict(zip(("", "shadow "), self.scorers, strict=False)) | {"full ": self.scorers[0].full}
+        for prefix, scorer in models.items():
+            if scorer is None:
+                continue
+            directory = Path(scorer.name)
             model = fingerprints(scorer.engine.name.folder(directory) or directory)
             contract = asdict(scorer.contract)
             del contract["thresholds"]  # of these only one decides
             contract["stages"] = list(contract["stages"])  # as JSON has it
             depends = {
                 "engine": str(scorer.engine.name),
-                "threshold": [self.threshold, scorer.threshold(self.threshold)],
                 **contract,
                 **{name: digest[:12] for name, digest in model.items()},
             }
             record |= {prefix + name: value for name, value in depends.items()}
+            if scorer in self.scorers:
+                record[prefix + "threshold"] = [self.threshold, scorer.threshold(self.threshold)]
         return record
 
 

@@ -25,7 +25,7 @@ from prefilter_common.scoring.engines import (
     check_available,
     open_converted,
 )
-from prefilter_common.scoring.first_stage import FirstStage, read_first_stage
+from prefilter_common.scoring.first_stage import FirstStage, read_first_stage, sigmoid
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 if TYPE_CHECKING:
@@ -48,10 +48,12 @@ class Scorer:
     >>> scorer.score([Article(title="Half price today", content="Order now ...")])
     array([0.98])
 
-    Where the contract has ``stages``, each decides what it is sure of, and only the rest is read in full.
+    Where the contract has ``stages``, each decides what it is sure of, and only the rest is read in full. Articles in
+    characters that the model does not know are for the ``full`` model; without one they score 0, and are let through.
     """
 
     first_stage: FirstStage | None = None  # a linear stage needs it
+    full: "Scorer | None" = None
 
     def __init__(self, engine: Engine, tokenizer: ArticleTokenizer, contract: Contract, name: str = "the model"):
         self.name = name
@@ -72,6 +74,7 @@ class Scorer:
         device: "str | torch.device | None" = None,
         engine: str | EngineName | None = None,
         threads: int | None = None,
+        full: str | Path | None = None,
     ) -> "Scorer":
         """Load a model directory. A log line says with which engine.
 
@@ -80,9 +83,10 @@ class Scorer:
             engine: one of ``engines.ENGINES``, to read every article in full. By default the configuration that the
                 benchmark recommends where it is available, else PyTorch.
             threads: for the arithmetic; by default one per core.
+            full: the directory of the model for articles that a model with fewer tokens cannot read.
 
         Raises:
-            InputError: not a model, a damaged one, or ``engine`` is not available.
+            InputError: not a model, a damaged one, ``engine`` is not available, or the model needs no ``full`` one.
         """
         directory = Path(directory)
         scorer = None
@@ -92,6 +96,10 @@ class Scorer:
         scorer.name = str(directory)
         reads = ", then ".join([*scorer.contract.stage_names, f"at most {scorer.contract.max_length} tokens"])
         log.info(f"{directory}: {scorer.engine.name}, {reads}")
+        if full is not None:
+            if scorer.contract.max_unknown is None:
+                raise InputError(f"{directory}: has every token of its base model; leave out the full model, {full}")
+            scorer.full = cls.load(full, device, threads=threads)
         return scorer
 
     @classmethod
@@ -152,7 +160,7 @@ class Scorer:
         """The same engine, reading at most ``max_length`` tokens (default: the contract's), after these stages."""
         contract = replace(self.contract, max_length=max_length or self.contract.max_length, stages=tuple(stages))
         scorer = Scorer(self.engine, self.tokenizer, contract, self.name)
-        scorer.first_stage = self.first_stage
+        scorer.first_stage, scorer.full = self.first_stage, self.full
         return scorer
 
     def tokenize(self, articles: Sequence[Article]) -> list[Encoding]:
@@ -169,22 +177,23 @@ class Scorer:
 
     def decide(self, articles: Sequence[Article], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
         """``score``, and which stage of the contract decided: (n,) int64, the number of stages for a full read."""
-        scores, decided_by = np.empty(len(articles)), np.empty(len(articles), dtype=np.int64)
-        for first in range(0, len(articles), CHUNK):
-            encodings = self.tokenize(articles[first : first + CHUNK])
+        scores, decided_by = np.zeros(len(articles)), np.full(len(articles), len(self.contract.stages))
+        unknown = self.tokenizer.unknown(articles, self.contract.max_length, self.contract.max_unknown)
+        readable = np.flatnonzero(~unknown)
+        for first in range(0, len(readable), CHUNK):
+            part = readable[first : first + CHUNK]
+            encodings = self.tokenize([articles[i] for i in part.tolist()])
             index: dict[tuple[int, ...], int] = {}  # of the first article with this text
             same = [index.setdefault(tuple(ids), len(index)) for ids in encodings]
             found, by, _ = self.read([list(ids) for ids in index], batch_size)
-            scores[first : first + CHUNK], decided_by[first : first + CHUNK] = found[same], by[same]
+            scores[part], decided_by[part] = found[same], by[same]
+        if self.full is not None:
+            scores[unknown] = self.full.score([articles[i] for i in np.flatnonzero(unknown).tolist()], batch_size)
         return scores, decided_by
 
-    def score_encodings(self, encodings: Sequence[Encoding], batch_size: int = 32) -> np.ndarray:
-        """P(commerce) of what ``tokenize`` returned: (n,) float64."""
-        return self.read(encodings, batch_size)[0]
-
     def read(self, encodings: Sequence[Encoding], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The same; which stage decided, as in ``decide``; and the seconds in each stage and the full read, 0 where no
-        article was left: (stages + 1,).
+        """``decide`` for what ``tokenize`` returned, without the ``full`` model; and the seconds in each stage and the
+        full read, 0 where no article was left: (stages + 1,).
         """
         stages = self.contract.stages
         scores, decided_by = np.empty(len(encodings)), np.empty(len(encodings), dtype=np.int64)
@@ -216,10 +225,7 @@ class Scorer:
         return scores, ~(cut & (stage.low < scores) & (scores < stage.high))
 
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
-        """Whether the article's score reaches the named operating point of the contract.
-
-        Raises InputError for one that the model does not have (``threshold``).
-        """
+        """Whether the article's score reaches the operating point, of which ``threshold`` says more."""
         return bool(self.threshold(threshold) <= self.score([article])[0])
 
     def threshold(self, name: str = "default") -> float:
@@ -241,8 +247,3 @@ class Scorer:
         if not (log_odds < np.inf).all():
             raise InputError(f"{self.name}: yields scores that are not numbers with {self.engine.name}; train it again")
         return log_odds
-
-
-def sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    """Probabilities, without overflow."""
-    return np.exp(-np.logaddexp(0, -log_odds))

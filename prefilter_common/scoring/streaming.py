@@ -53,6 +53,7 @@ class Options:
     passed: Path | None
     blocked: Path | None
     shadow: tuple[Path, Path] | None
+    full: Path | None
     engine: EngineName | None
     threshold: str
     batch_size: int
@@ -62,6 +63,11 @@ class Options:
     def models(self) -> list[Path]:
         """The model and, where there is one, its shadow."""
         return [self.model, *([self.shadow[0]] if self.shadow else [])]
+
+    def load(self, model: Path) -> Scorer:
+        """One of the ``models``."""
+        full = self.full if model == self.model else None
+        return Scorer.load(model, engine=self.engine, threads=self.threads, full=full)
 
     @property
     def divided(self) -> dict[str, Path]:
@@ -84,8 +90,8 @@ def main(argv: list[str] | None = None) -> int:
         articles = stack.enter_context(readable_twice(options.input))
         total = sum(1 for _ in read_articles(articles))
         folder = stack.enter_context(rows_folder(options))
-        scorers = [Scorer.load(model, engine=options.engine, threads=options.threads) for model in options.models]
-        run = Run(scorers, options.models, articles, options.threshold, options.batch_size)
+        scorers = [options.load(model) for model in options.models]
+        run = Run(scorers, articles, options.threshold, options.batch_size)
         require_same_run(folder, run.made_with())
         summary = write_rows(run, folder, total)
         require_no_output(options)  # another program may have written one meanwhile, and the rename would replace it
@@ -111,6 +117,12 @@ def parse_args(argv: list[str] | None) -> Options:
         help="score with another model as well, and write the articles on which the two decide differently",
     )
     parser.add_argument(
+        "--full",
+        type=Path,
+        metavar="MODEL",
+        help="model for the articles that one with a reduced vocabulary cannot read (default: let them through)",
+    )
+    parser.add_argument(
         "--engine",
         type=EngineName.parse,
         metavar="NAME",
@@ -131,7 +143,7 @@ def parse_args(argv: list[str] | None) -> Options:
 
 def check_paths(options: Options) -> None:
     """Raise InputError for what is wrong before anything is read."""
-    for model in options.models:
+    for model in [*options.models, *([options.full] if options.full else [])]:
         if not model.is_dir():
             raise InputError(f"{model}: no such model directory; check the path")
     if options.input != STANDARD and options.input.exists() and not options.input.is_file():

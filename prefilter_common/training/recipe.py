@@ -55,6 +55,10 @@ CLASSIC = Recipe()
 LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, freeze=True, learning_rate=5e-5)
 # Of a model that learns from a teacher: each epoch has four times the texts, and few layers.
 DISTILLATION = replace(LP_FT, cut_share=0.0, learning_rate=1.5e-4)
+INTERRUPTION = (
+    "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done. A "
+    "resumed run ends with the same weights, bit for bit, on a CPU with the same number of threads."
+)
 RECIPES = {"classic": CLASSIC, "lp-ft": LP_FT}
 
 
@@ -105,15 +109,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
         help=f"arithmetic, with weights kept in fp32; auto is {defaults.cuda_precision} on CUDA, "
         "bf16 on a CPU that has instructions for it, and fp32 elsewhere",
     )
-    interruption = parser.add_argument_group(
-        "interruption",
-        "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done.",
-    )
+    interruption = parser.add_argument_group("interruption", INTERRUPTION)
     interruption.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue an interrupted run of the same command from its last checkpoint; on a CPU with the same number "
-        "of threads it ends with the same weights, bit for bit",
+        "--resume", action="store_true", help="continue an interrupted run of the same command from its last checkpoint"
     )
     interruption.add_argument(
         "--checkpoint-minutes",
