@@ -6,10 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
+from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.scoring import conversion
 from prefilter_common.scoring.conversion import ENGINE_FILE, convert, is_current
 from prefilter_common.scoring.engines import EngineName, Unavailable
@@ -206,3 +208,33 @@ def test_what_is_no_model_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no config\.json"):
         convert(tmp_path, NAME, None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("engine", ["openvino-int8", "onnxruntime-int8"])
+@pytest.mark.parametrize("family", ["distilbert", "minilm", "xlm-roberta"])
+def test_int8_leaves_the_head_alone(classifiers, data_dir, tmp_path, engine, family):
+    """A probe's decision rests on one large weight beside many small ones, which eight bits cannot tell from 0."""
+    pytest.importorskip("nncf")
+    checkpoint = load_checkpoint(classifiers[family])
+    names = ("classifier.out_proj", "classifier")
+    head = next(m for m in map(dict(checkpoint.model.named_modules()).get, names) if isinstance(m, torch.nn.Linear))
+    with torch.no_grad():
+        head.weight[:, 0] = 0.0  # of a unit that tells nothing
+        rest = head.weight.clone()
+        head.weight[:, 0] = 30 * rest.abs().max()
+    checkpoint.save(tmp_path / "m")
+    convert(tmp_path / "m", EngineName.parse(engine), load_articles(data_dir / "train.jsonl"))
+    articles = load_articles(data_dir / "test.jsonl")
+    expected = Scorer.load(tmp_path / "m", engine="pytorch-fp32").score(articles)
+    scores = Scorer.load(tmp_path / "m", engine=engine).score(articles)
+    assert np.corrcoef(scores, expected)[0, 1] > 0.9
+
+
+def test_what_an_earlier_version_converted_is_made_again_but_runs(model):
+    path = model / str(NAME) / ENGINE_FILE
+    record = json.loads(path.read_text())
+    del record["version"]
+    path.write_text(json.dumps(record))
+    assert is_current(model / str(NAME))
+    convert(model, NAME, None)
+    assert json.loads(path.read_text())["version"] == conversion.VERSION

@@ -129,7 +129,8 @@ def test_int8_weights_leave_room_for_processors_that_add_in_16_bits(converted):
     graph = onnx.load(converted["minilm"] / "onnxruntime-int8" / "model.onnx").graph
     for arrays in (constants, [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]):
         matrices = [a for a in arrays if a.dtype == np.int8 and a.shape in ((32, 32), (32, 64), (64, 32))]
-        assert len(matrices) >= 12 and max(abs(matrix.astype(int)).max() for matrix in matrices) <= 64
+        # Six of the first layer; the last stays as it is.
+        assert len(matrices) >= 6 and max(abs(matrix.astype(int)).max() for matrix in matrices) <= 64
 
 
 def test_openvinos_precision_is_not_read_off_the_name(converted, tmp_path):

@@ -17,7 +17,7 @@ from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint, load_base_model, load_checkpoint
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import cpu_benchmark_ms, read_contract
+from prefilter_common.models.directory import cpu_benchmark_ms, fingerprints, read_contract
 from prefilter_common.scoring import conversion, streaming
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
@@ -268,7 +268,7 @@ def test_what_is_legitimate_still_loads(classifiers, adapter, tmp_path, tiny_mod
 
 def test_the_hash_of_the_tokenizer_is_recorded_and_survives_what_writes_the_contract(trained, adapter, tmp_path):
     sha256 = read_contract(trained / "tiny").tokenizer_sha256
-    assert sha256 == conversion.fingerprints(trained / "tiny")["tokenizer.json"]
+    assert sha256 == fingerprints(trained / "tiny")["tokenizer.json"]
     path = shutil.copytree(adapter, tmp_path / "a")
     train_qwen_lora.merge(path, overwrite=False)
     assert load_checkpoint(tmp_path / "a-merged").contract.tokenizer_sha256

@@ -234,3 +234,11 @@ def copy_records(source: Path, directory: Path, name: str, contract: Contract) -
         files = f"{METRICS_FILE} and {RUN_FILE}"
         raise InputError(f"{source}: {files} are not those of training ({error!r}); delete both") from None
     shutil.copy(source / VALIDATION_FILE, directory)
+
+
+def fingerprints(directory: Path) -> dict[str, str]:
+    """File name -> sha256, of the files that make up a checkpoint or a converted model."""
+    weights = {"pytorch_model.bin", "model.xml", "model.bin", "model.onnx"}
+    names = {"config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", *weights}
+    found = sorted(path for path in directory.iterdir() if path.name in names or path.suffix == ".safetensors")
+    return {path.name: sha256_of(path) for path in found}

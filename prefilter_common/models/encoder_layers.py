@@ -86,6 +86,15 @@ def compute_first_token_only(model: PreTrainedModel) -> None:
         last.forward = partial(_first_token, last)
 
 
+def exact_parts(model: PreTrainedModel) -> str:
+    """A regular expression for the names of the parts that int8 leaves alone: the head and an encoder's last layer.
+
+    They hardly cost anything, since they compute one token, and a probe's decision rests on few of their weights.
+    """
+    last = rf"|layer\.{len(layers_of(model)) - 1}" if model.config.model_type in FAMILIES else ""
+    return rf"[./](pooler|pre_classifier|classifier|score{last})[./]"
+
+
 def _first_token(
     layer: torch.nn.Module,
     hidden_states: torch.Tensor,

@@ -14,8 +14,8 @@ from typing import BinaryIO, NotRequired, TypedDict
 from prefilter_common.articles import Article, read_articles
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, write_json
+from prefilter_common.models.directory import fingerprints
 from prefilter_common.runinfo import file_fingerprint, peak_memory_mib
-from prefilter_common.scoring.conversion import fingerprints
 from prefilter_common.scoring.scorer import CHUNK, Scorer
 
 log = logging.getLogger(__name__)

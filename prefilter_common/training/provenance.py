@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+from prefilter_common.models.directory import fingerprints
 from prefilter_common.processes import process_count
 from prefilter_common.runinfo import RunInfo, run_info
 from prefilter_common.splits.guard import manifest_record
@@ -77,7 +78,6 @@ class TrainingRun(RunInfo):
 
 def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint", argv: Sequence[str] | None) -> TrainingRun:
     """What is made from ``checkpoint``, as it is before training."""
-    from prefilter_common.scoring.conversion import fingerprints
     from prefilter_common.training.interruption.resume import base_model_digest
 
     splits = [job.source.files[role] for role in ("train", "val")]
