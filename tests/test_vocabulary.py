@@ -77,6 +77,11 @@ def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
         Scorer.load(english.parent / "full", full=english)
 
 
+def test_a_model_trained_further_still_lacks_its_tokens(english):
+    assert load_base_model(str(english), max_length=64, seed=1).contract.max_unknown == 0.3
+    assert load_base_model(str(english.parent / "full"), max_length=64, seed=1).contract.max_unknown is None
+
+
 def test_the_scoring_command_takes_a_full_model(english, tmp_path, capsys):
     source = write_jsonl(tmp_path / "in.jsonl", [{"id": "el", "title": GREEK.title, "content": GREEK.content}])
     full = tmp_path / "full"

@@ -72,7 +72,9 @@ def load_base_model(name: str, max_length: int, seed: int) -> Checkpoint:
         check_vocabulary(model, tokenizer, name)
         tokenizer.model_max_length = max_length
     revision = getattr(config, "_commit_hash", None)
-    return Checkpoint(model, tokenizer, Contract(max_length=max_length, base_model=name, base_revision=revision))
+    earlier = read_contract(Path(source)) or Contract()  # of a model that is trained further
+    contract = Contract(max_length=max_length, base_model=name, base_revision=revision, max_unknown=earlier.max_unknown)
+    return Checkpoint(model, tokenizer, contract)
 
 
 def load_checkpoint(directory: Path) -> Checkpoint:
