@@ -40,7 +40,8 @@ CONTRACT = [
     ("base_revision", []), ("tokenizer_sha256", 5), ("tokenizer_sha256", "0" * 64), ("two_pass", 5),
     ("two_pass", {}), ("two_pass", {"max_length": 16, "temperature": 0, "low": 0.1, "high": 0.9}),
     ("two_pass", {"max_length": 16, "temperature": 1, "low": 0.9, "high": 0.1}), ("treshold", 0.5), ("stages", 5),
-    ("stages", {}), ("stages", [5]), ("stages", [{}]), ("stages", None),
+    ("max_unknown", 1.5), ("max_unknown", -0.1), ("max_unknown", True), ("max_unknown", "0.3"),
+    ("max_unknown", float("nan")), ("stages", {}), ("stages", [5]), ("stages", [{}]), ("stages", None),
     ("stages", [{"reader": "encoder", "max_length": 16, "temperature": 1, "low": 0.9, "high": 0.1}]),
     ("stages", [{"reader": "linear", "temperature": 1, "low": 0.1, "high": 0.9, "coverage": 2, "sha256": ""}]),
 ]  # fmt: skip
@@ -439,4 +440,5 @@ def test_a_contract_that_was_valid_stays_valid():
         "input_format": Contract.input_format, "max_length": 512, "base_model": None, "base_revision": None,
         "temperature": 2, "thresholds": {"default": 0.5, "best_f1": 1, "high_precision": 0}, "two_pass": None,
     }  # fmt: skip
-    assert Contract.from_record(earlier).tokenizer_sha256 is None
+    contract = Contract.from_record(earlier)
+    assert contract.tokenizer_sha256 is None and contract.max_unknown is None

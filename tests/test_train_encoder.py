@@ -34,6 +34,7 @@ def test_the_model_directory_holds_exactly_what_it_should(trained, data_dir, tin
         "base_revision": None,
         "thresholds": {"default": 0.5},
         "stages": [],
+        "max_unknown": None,
     }
     run = read(model / "run.json")
     assert run["data"]["train"]["rows"] == 48 and len(run["data"]["val"]["sha256"]) == 64

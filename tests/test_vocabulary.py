@@ -149,5 +149,8 @@ def test_the_command_keeps_the_tokens_of_all_its_articles(tiny_encoder, data_dir
     texts = [f"[TITLE] {a.title} [CONTENT] {a.content}" for a in [*load_articles(traffic), *train]]
     assert [own.tokenize(text) for text in texts] == [base.tokenize(text) for text in texts]
     assert len(own) < len(base)
-    run = json.loads((tmp_path / "m" / "run.json").read_text(encoding="utf-8"))
+    run, contract = (
+        json.loads((tmp_path / "m" / f).read_text(encoding="utf-8")) for f in ("run.json", "prefilter.json")
+    )
+    assert contract["max_unknown"] == 0.3
     assert run["data"]["vocabulary_from"]["rows"] == 1
