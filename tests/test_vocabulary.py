@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SPLITS, call, write_jsonl
+from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer, pipeline
 
 import train_encoder
@@ -80,6 +81,26 @@ def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
 def test_a_model_trained_further_still_lacks_its_tokens(english):
     assert load_base_model(str(english), max_length=64, seed=1).contract.max_unknown == 0.3
     assert load_base_model(str(english.parent / "full"), max_length=64, seed=1).contract.max_unknown is None
+
+
+def test_unknown_characters_are_counted_among_the_articles_own(english):
+    """As the tokenizer normalises them, and not those of the input format, nor any that are not read."""
+    tokenizer = Scorer.load(english).tokenizer
+
+    def at(title, content, bound, max_length=64):
+        return tokenizer.unknown([Article(title, content)], max_length, bound)[0]
+
+    assert at("abcdef", "νέα", 0.33) and not at("abcdef", "νέα", 0.34)  # three of nine
+    assert at("\u00a0\u2003abcdef\n", "\tνέα  ", 0.33) and not at(" abc  def ", "νέα", 0.34)
+    assert at("Νέα", "", 0.99) and not at("", "", 0) and not at(" \n", "\u2003", 0)
+    long = "today " * 40 + "σήμερα " * 40
+    assert not at("offers", long, 0, max_length=32) and at("offers", long, 0.4, max_length=512)
+
+
+def test_a_mark_that_a_normalizer_puts_in_place_of_white_space_is_known():
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁a", -1.0), ("a", -2.0)], unk_id=0))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    assert not ArticleTokenizer(tokenizer, 0).unknown([Article("a a", "a a a a a a a é")], 64, 0.3)[0]
 
 
 def test_the_scoring_command_takes_a_full_model(english, tmp_path, capsys):

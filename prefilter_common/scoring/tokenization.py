@@ -91,12 +91,13 @@ class ArticleTokenizer:
     def unknown(self, articles: Sequence[Article], max_length: int, bound: float | None) -> np.ndarray:
         """Which articles have more than a share ``bound`` of characters without a token of their own: (n,) bool.
 
-        Counted are those of about the first ``max_length`` tokens, white space left out. The share of unknown tokens
-        would not tell, since a whole sentence can be one of them.
+        Counted are the article's own, of about the first ``max_length`` tokens, white space left out. The share of
+        unknown tokens would not tell, since a whole sentence can be one of them.
         """
         if bound is None:
             return np.zeros(len(articles), dtype=bool)
-        texts = [format_input(article)[: max_length * CHARACTERS_PER_TOKEN] for article in articles]
+        # Without the words of the input format, which would outweigh a headline in an unknown script.
+        texts = [f"{article.title} {article.content}"[: max_length * CHARACTERS_PER_TOKEN] for article in articles]
         return np.array([self._unknown_share(text) > bound for text in texts], dtype=bool)
 
     def _unknown_share(self, text: str) -> float:
@@ -108,9 +109,9 @@ class ArticleTokenizer:
 
     @cached_property
     def _characters(self) -> frozenset[str]:
-        """Those with a token of their own, and white space."""
+        """Those with a token of their own, white space, and the mark that some normalizers put in its place."""
         bare = (piece.removeprefix("▁").removeprefix("##") for piece in self._tokenizer.get_vocab())
-        return frozenset(piece for piece in bare if len(piece) == 1) | frozenset(" \n\r\t")
+        return frozenset(piece for piece in bare if len(piece) == 1) | frozenset(" \n\r\t▁")
 
     def cut(self, ids: list[int], max_length: int) -> list[int]:
         """The first ``max_length`` tokens of an article; special tokens at its end, such as [SEP], stay there."""
