@@ -1,6 +1,7 @@
 """A model with fewer tokens scores what it knows exactly as before."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
@@ -81,6 +82,17 @@ def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
 def test_a_model_trained_further_still_lacks_its_tokens(english):
     assert load_base_model(str(english), max_length=64, seed=1).contract.max_unknown == 0.3
     assert load_base_model(str(english.parent / "full"), max_length=64, seed=1).contract.max_unknown is None
+
+
+def test_a_log_line_says_what_becomes_of_them(english, caplog):
+    caplog.set_level(logging.INFO)
+    full, words = english.parent / "full", f"{english}: articles with over 30 % unknown characters are"
+    Scorer.load(english)
+    assert caplog.messages[-1] == f"{words} let through with a score of 0"
+    Scorer.load(english, full=full)
+    assert caplog.messages[-1] == f"{words} left to {full}"
+    Scorer.load(full)
+    assert "unknown" not in caplog.messages[-1]
 
 
 def test_unknown_characters_are_counted_among_the_articles_own(english):

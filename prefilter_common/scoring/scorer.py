@@ -76,7 +76,7 @@ class Scorer:
         threads: int | None = None,
         full: str | Path | None = None,
     ) -> "Scorer":
-        """Load a model directory. A log line says with which engine.
+        """Load a model directory. Log lines say with which engine, and what becomes of articles that it cannot read.
 
         Args:
             device: for PyTorch; by default CUDA where there is one, else the CPU.
@@ -89,9 +89,7 @@ class Scorer:
             InputError: not a model, a damaged one, ``engine`` is not available, or the model needs no ``full`` one.
         """
         directory = Path(directory)
-        scorer = None
-        if engine is None and device is None:
-            scorer = cls._recommended(directory, threads)
+        scorer = cls._recommended(directory, threads) if engine is None and device is None else None
         scorer = scorer or cls._open(directory, EngineName.parse(engine or REFERENCE), device, threads).reading()
         scorer.name = str(directory)
         reads = ", then ".join([*scorer.contract.stage_names, f"at most {scorer.contract.max_length} tokens"])
@@ -100,6 +98,9 @@ class Scorer:
             if scorer.contract.max_unknown is None:
                 raise InputError(f"{directory}: has every token of its base model; leave out the full model, {full}")
             scorer.full = cls.load(full, device, threads=threads)
+        if (bound := scorer.contract.max_unknown) is not None:
+            left = f"left to {scorer.full.name}" if scorer.full else "let through with a score of 0"
+            log.info(f"{directory}: articles with over {100 * bound:g} % unknown characters are {left}")
         return scorer
 
     @classmethod
