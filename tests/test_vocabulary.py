@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from prefilter_common.scoring.rows import Run
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.compression.vocabulary import keep_tokens, script_of
+from prefilter_common.training.run import calibrate, uncalibrated_scores
 
 
 @pytest.fixture(params=["distilbert", "minilm", "xlm-roberta"])
@@ -82,6 +84,14 @@ def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
 def test_a_model_trained_further_still_lacks_its_tokens(english):
     assert load_base_model(str(english), max_length=64, seed=1).contract.max_unknown == 0.3
     assert load_base_model(str(english.parent / "full"), max_length=64, seed=1).contract.max_unknown is None
+
+
+def test_training_calibrates_on_what_it_cannot_read_too(english, data_dir, tmp_path):
+    """A commerce article of which it said 0 would make the temperature that of a model that errs with certainty."""
+    checkpoint, val = load_checkpoint(english), load_articles(data_dir / "val.jsonl")
+    val.append(replace(GREEK, label=1))
+    assert uncalibrated_scores(checkpoint, val, 8).min() > 0
+    assert calibrate(checkpoint, val, tmp_path, 8).contract.max_unknown == 0.3
 
 
 def test_a_log_line_says_what_becomes_of_them(english, caplog):

@@ -210,10 +210,13 @@ def calibrate(checkpoint: "Checkpoint", val: Sequence[Article], directory: Path,
 
 
 def uncalibrated_scores(checkpoint: "Checkpoint", articles: Sequence[Article], batch_size: int) -> np.ndarray:
-    """(n,) P(commerce) at a temperature of 1."""
+    """(n,) P(commerce) at a temperature of 1, also of articles that the model would leave to another.
+
+    The 0 that those score otherwise would be an error of unlimited confidence to a temperature.
+    """
     from prefilter_common.scoring import Scorer
 
-    plain = replace(checkpoint, contract=replace(checkpoint.contract, temperature=1.0))
+    plain = replace(checkpoint, contract=replace(checkpoint.contract, temperature=1.0, max_unknown=None))
     return Scorer.of(plain, checkpoint.model.device).score(articles, batch_size)
 
 
