@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, pipeline
 
 import train_encoder
 from prefilter_common.articles import Article, capped, load_articles
+from prefilter_common.benchmark.cascade import choose_cascade
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 from prefilter_common.scoring import streaming
@@ -92,6 +93,15 @@ def test_training_calibrates_on_what_it_cannot_read_too(english, data_dir, tmp_p
     val.append(replace(GREEK, label=1))
     assert uncalibrated_scores(checkpoint, val, 8).min() > 0
     assert calibrate(checkpoint, val, tmp_path, 8).contract.max_unknown == 0.3
+
+
+def test_no_stage_is_chosen_or_fitted_on_what_it_cannot_read(english, data_dir):
+    scorer = Scorer.load(english)
+    articles = [a for a in load_articles(data_dir / "train.jsonl") if a.language == "en"][:24]
+    unread = [replace(GREEK, label=i % 2) for i in range(20)]
+    found, among = (choose_cascade(scorer, some, some, 8) for some in (articles, [*unread, *articles]))
+    assert among == found and found.notes["first stage"]["fitted_texts"] == 48
+    assert choose_cascade(scorer, unread, unread, 8).stages == ()
 
 
 def test_a_log_line_says_what_becomes_of_them(english, caplog):

@@ -60,6 +60,7 @@ def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Art
         val: labelled articles that the weights were not trained on.
         fitting: articles, labelled or not, for a first stage to learn what the model says of them.
     """
+    val, fitting = readable(scorer, val), readable(scorer, fitting)
     labels, thresholds = labels_of(val), scorer.contract.thresholds
     encodings = scorer.tokenize(val)
     full = scorer.read(encodings, batch_size)[0]
@@ -92,6 +93,12 @@ def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Art
     note["fitted_texts"] = len(texts)
     notes = {"first stage": note, "short read": read_note}
     return Cascade((stage, *reads), notes, first.content()) if stage else Cascade(reads, notes)
+
+
+def readable(scorer: Scorer, articles: Sequence[Article]) -> list[Article]:
+    """Without those of which the model says nothing, so that no stage ever sees them."""
+    unknown = scorer.tokenizer.unknown(articles, scorer.contract.max_length, scorer.contract.max_unknown)
+    return [articles[i] for i in np.flatnonzero(~unknown).tolist()]
 
 
 def store_cascade(directory: Path, cascade: Cascade) -> None:
