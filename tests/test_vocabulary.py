@@ -15,8 +15,12 @@ import train_encoder
 from prefilter_common.articles import Article, capped, load_articles
 from prefilter_common.benchmark.cascade import choose_cascade
 from prefilter_common.errors import InputError
+from prefilter_common.models import bundle
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
+from prefilter_common.models.contract import Stage
 from prefilter_common.scoring import streaming
+from prefilter_common.scoring.conversion import convert
+from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.rows import Run
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
@@ -85,6 +89,34 @@ def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
 def test_a_model_trained_further_still_lacks_its_tokens(english):
     assert load_base_model(str(english), max_length=64, seed=1).contract.max_unknown == 0.3
     assert load_base_model(str(english.parent / "full"), max_length=64, seed=1).contract.max_unknown is None
+
+
+def test_no_stage_decides_what_it_cannot_read(english):
+    """Not even one that is always sure; and the full model is asked, whatever the reading."""
+    for full in (None, english.parent / "full"):
+        sure = Scorer.load(english, full=full).reading(64, [Stage("encoder", 1.0, 0.5, 0.5, 16)])
+        expected = 0 if full is None else Scorer.load(full).score([GREEK])[0]
+        long = Article("New offers today", "half price today " * 9)
+        scores, decided_by = sure.decide([GREEK, long], batch_size=1)
+        assert scores[0] == expected and decided_by.tolist() == [1, 0]
+
+
+@pytest.mark.slow
+def test_a_converted_model_that_was_packed_leaves_the_same_articles(english, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx")
+    full = Scorer.load(english.parent / "full")
+    convert(english, EngineName("onnxruntime", "fp32"), None)
+    recommended = {"engine": "onnxruntime-fp32", "max_length": 64, "stages": [], "avg_ms": 1.0}
+    (english / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
+    assert call(bundle, [english, tmp_path / "m.tar"]) == 0
+    assert call(bundle, ["--unpack", tmp_path / "m.tar", tmp_path / "there"]) == 0
+    scorer = Scorer.load(tmp_path / "there", full=english.parent / "full")
+    assert str(scorer.engine.name) == "onnxruntime-fp32" and not (tmp_path / "there" / "model.safetensors").exists()
+    known = Article("New offers today", "half price")
+    scores = scorer.score([GREEK, known])
+    assert scores[0] == full.score([GREEK])[0]
+    assert scores[1] == pytest.approx(Scorer.load(english, engine="pytorch-fp32").score([known])[0], abs=1e-5)
 
 
 def test_training_calibrates_on_what_it_cannot_read_too(english, data_dir, tmp_path):
