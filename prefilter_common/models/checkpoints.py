@@ -127,8 +127,8 @@ def _load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
 
 def _load_model(source: str | Path, name: str, trained: bool, **settings: Any) -> PreTrainedModel:
     """A classifier in float32, whose head need not be in the file unless it is ``trained``. Raises InputError."""
-    # On the newest GPUs torch prefers cuDNN's attention, which plans anew for each shape of a batch: a quarter of a
-    # second each time on an H100, however small the model.
+    # On the newest GPUs torch prefers cuDNN's attention, which plans anew for each shape of a batch. With it each
+    # training step took a quarter of a second on an H100, however small the model.
     torch.backends.cuda.enable_cudnn_sdp(False)
     # The checkpoint's own dtype may be half. A head trained in half precision without a float32 master copy
     # loses most of its updates to rounding: weights stay in float32, and mixed precision is up to the trainer.

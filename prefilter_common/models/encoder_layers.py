@@ -89,7 +89,8 @@ def compute_first_token_only(model: PreTrainedModel) -> None:
 def exact_parts(model: PreTrainedModel) -> str:
     """A regular expression for the names of the parts that int8 leaves alone: the head and an encoder's last layer.
 
-    They hardly cost anything, since they compute one token, and a probe's decision rests on few of their weights.
+    They cost little, since all but that layer's keys and values are of one token, and a probe's decision rests on few
+    of their weights.
     """
     last = rf"|layer\.{len(layers_of(model)) - 1}" if model.config.model_type in FAMILIES else ""
     return rf"[./](pooler|pre_classifier|classifier|score{last})[./]"

@@ -3,7 +3,7 @@
 An engine is called with ``input_ids`` and ``attention_mask``, both (n, t) int64, from any thread, and returns the (n,)
 float64 log-odds of commerce. Each library is imported only when its engine is opened, so that a deployment needs only
 one of them. OpenVINO's int8 is calibrated by NNCF on training articles; ONNX Runtime's is quantised dynamically. Both
-leave out the head.
+leave out the head and an encoder's last layer.
 """
 
 import os

@@ -226,7 +226,7 @@ class Scorer:
         return scores, ~(cut & (stage.low < scores) & (scores < stage.high))
 
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
-        """Whether the article's score reaches the operating point, of which ``threshold`` says more."""
+        """Whether its score reaches that operating point. Raises InputError for one that the model does not have."""
         return bool(self.threshold(threshold) <= self.score([article])[0])
 
     def threshold(self, name: str = "default") -> float:
