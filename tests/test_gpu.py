@@ -63,5 +63,5 @@ def test_evaluation_and_benchmark_use_the_gpu(trained, data_dir, tmp_path):
     assert call(evaluate_models, [*common, "--models-dir", trained]) == 0
     flags = ["--model", trained / "tiny", "--device", "cuda", "--engines", "pytorch-fp32", "--no-stages"]
     assert call(benchmark_inference, [*common, *flags]) == 0
-    rows = json.loads((tmp_path / "benchmark_tiny.json").read_text())
+    rows = json.loads((tmp_path / "benchmark_tiny_cuda.json").read_text())
     assert rows["conditions"]["device"] == "cuda"
