@@ -54,15 +54,15 @@ def error_line(capsys):
 
 def break_off(monkeypatch, error, chunks=2):
     """Let a run score that many chunks, then raise ``error``. Returns the ids that are scored, as they come."""
-    scored, real = [], Scorer.score
+    scored, real = [], Scorer.decide
 
-    def score(self, articles, batch_size):
+    def decide(self, articles, batch_size):
         if len(scored) == 10 * chunks:
             raise error
         scored.extend(article.id for article in articles)
         return real(self, articles, batch_size)
 
-    monkeypatch.setattr(Scorer, "score", score)
+    monkeypatch.setattr(Scorer, "decide", decide)
     return scored
 
 
@@ -155,11 +155,11 @@ def test_a_killed_process_is_resumed(tmp_path, model, source):
     output = tmp_path / "out.jsonl"
     script = (
         "import os, signal; from prefilter_common.scoring import rows, scorer, streaming\n"
-        "rows.CHUNK, real, calls = 10, scorer.Scorer.score, []\n"
-        "def score(self, *args):\n"
+        "rows.CHUNK, real, calls = 10, scorer.Scorer.decide, []\n"
+        "def decide(self, *args):\n"
         "    calls.append(1)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else real(self, *args)\n"
-        "scorer.Scorer.score = score\n"
+        "scorer.Scorer.decide = decide\n"
         f"streaming.main([{str(model)!r}, {str(source)!r}, {str(output)!r}])"
     )
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
@@ -260,8 +260,8 @@ def test_rows_of_other_articles_are_not_kept(tmp_path, model, source, broken_off
 
 def meanwhile(monkeypatch, act):
     """Let ``act`` be called in every chunk."""
-    real = Scorer.score
-    monkeypatch.setattr(Scorer, "score", lambda *args: (act(), real(*args))[1])
+    real = Scorer.decide
+    monkeypatch.setattr(Scorer, "decide", lambda *args: (act(), real(*args))[1])
 
 
 def test_an_input_that_grows_while_it_is_scored_gives_no_output(tmp_path, model, source, monkeypatch, capsys):

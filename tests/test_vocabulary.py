@@ -18,6 +18,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.models import bundle
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 from prefilter_common.models.contract import Stage
+from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
@@ -82,8 +83,29 @@ def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
     both = Scorer.load(english, full=english.parent / "full").score(articles, batch_size=1)
     assert (both[1:-1] == scores[1:-1]).all()
     assert (both[[0, -1]] == full.score([GREEK, CHINESE], batch_size=1)).all() and both[[0, -1]].min() > 0
-    with pytest.raises(InputError, match=r"full: has every token of its base model; leave out the full model"):
-        Scorer.load(english.parent / "full", full=english)
+
+
+def test_a_model_that_reads_everything_loads_no_other(english, caplog):
+    with caplog.at_level("INFO"):
+        full = Scorer.load(english.parent / "full", full=english)
+    assert full.full is None and f"full: has every token of its base model, and needs no {english}" in caplog.text
+
+
+def test_each_score_is_compared_with_the_operating_point_of_its_own_model(english):
+    """Both models' scores lie between 0 and 1, so that 0 and 1 as thresholds tell which of the two was asked."""
+    known = Article("New offers today", "half price")
+    for own, fulls in ((0.0, 1.0), (1.0, 0.0)):
+        for directory, threshold in ((english, own), (english.parent / "full", fulls)):
+            write_contract(directory, replace(read_contract(directory), thresholds={"default": 0.5, "x": threshold}))
+        both = Scorer.load(english, full=english.parent / "full")
+        assert both.classify([GREEK, known], "x")[1].tolist() == [fulls == 0, own == 0]
+        assert both.is_commerce(GREEK, "x") == (fulls == 0)
+        assert not Scorer.load(english).is_commerce(GREEK, "x")  # not even where everything that is read is
+    write_contract(
+        english.parent / "full", replace(read_contract(english.parent / "full"), thresholds={"default": 0.5})
+    )
+    with pytest.raises(InputError, match="no operating point 'x'; this model has default"):
+        Scorer.load(english, full=english.parent / "full").classify([known], "x")
 
 
 def test_a_model_trained_further_still_lacks_its_tokens(english):
@@ -98,7 +120,7 @@ def test_no_stage_decides_what_it_cannot_read(english):
         expected = 0 if full is None else Scorer.load(full).score([GREEK])[0]
         long = Article("New offers today", "half price today " * 9)
         scores, decided_by = sure.decide([GREEK, long], batch_size=1)
-        assert scores[0] == expected and decided_by.tolist() == [1, 0]
+        assert scores[0] == expected and decided_by.tolist() == [2, 0]
 
 
 @pytest.mark.slow
@@ -181,6 +203,10 @@ def test_the_scoring_command_takes_a_full_model(english, tmp_path, capsys):
     assert call(streaming, [english, source, tmp_path / "again.jsonl", "--full", full]) == 2
     assert "full engine was null" in capsys.readouterr().err
     assert call(streaming, [english, source, tmp_path / "more.jsonl", "--full", tmp_path / "none"]) == 2
+    shadowed = [english, source, tmp_path / "both.jsonl", "--shadow", english, tmp_path / "differ.jsonl"]
+    assert call(streaming, [*shadowed, "--full", full]) == 0
+    row = json.loads((tmp_path / "both.jsonl").read_text())
+    assert row["shadow_score"] == row["score"] > 0 and not (tmp_path / "differ.jsonl").read_text()
 
 
 def test_a_script_that_is_only_quoted_is_not_kept(checkpoint):

@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from prefilter_common.articles import INPUT_FORMAT
+from prefilter_common.errors import InputError
 
 # Below this a model reads hardly more than its special tokens and "[TITLE]".
 MIN_LENGTH = 8
@@ -92,6 +93,16 @@ class Contract:
     def stage_names(self) -> list[str]:
         """Of those before the full read, in order."""
         return [stage.name for stage in self.stages]
+
+    def threshold(self, name: str = "default") -> float:
+        """The lowest P(commerce) that counts as commerce at the named operating point.
+
+        Every model has ``default``; evaluation adds ``best_f1`` and, where the validation articles support it,
+        ``high_precision``. Raises InputError for one that the model does not have.
+        """
+        if name not in self.thresholds:
+            raise InputError(f"no operating point {name!r}; this model has {', '.join(self.thresholds)}")
+        return self.thresholds[name]
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Contract":

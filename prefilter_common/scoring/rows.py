@@ -40,10 +40,13 @@ class Run:
     def made_with(self) -> dict[str, object]:
         """What the rows depend on, as plain JSON values: name -> value, or the beginning of the sha256 of a file."""
         record: dict[str, object] = {"input": file_fingerprint(self.articles)["sha256"][:12]}
-        models = dict(zip(("", "shadow "), self.scorers, strict=False)) | {"full ": self.scorers[0].full}
+        models = {
+            prefix + part: model
+            for prefix, scorer in zip(("", "shadow "), self.scorers, strict=False)
+            for part, model in (("", scorer), ("full ", scorer.full))
+            if model is not None
+        }
         for prefix, scorer in models.items():
-            if scorer is None:
-                continue
             directory = Path(scorer.name)
             model = fingerprints(scorer.engine.name.folder(directory) or directory)
             contract = asdict(scorer.contract)
@@ -55,8 +58,7 @@ class Run:
                 **{name: digest[:12] for name, digest in model.items()},
             }
             record |= {prefix + name: value for name, value in depends.items()}
-            if scorer in self.scorers:
-                record[prefix + "threshold"] = [self.threshold, scorer.threshold(self.threshold)]
+            record[prefix + "threshold"] = [self.threshold, scorer.contract.threshold(self.threshold)]
         return record
 
 
@@ -150,8 +152,8 @@ def write_rows(run: Run, folder: Path, total: int) -> Summary:
 
 def score_rows(run: Run, articles: Sequence[Article]) -> list[ScoreRow]:
     """The rows of one chunk."""
-    scores = [scorer.score(articles, run.batch_size) for scorer in run.scorers]
-    flags = [scores_of >= s.threshold(run.threshold) for scores_of, s in zip(scores, run.scorers, strict=True)]
+    decided = [scorer.classify(articles, run.threshold, run.batch_size) for scorer in run.scorers]
+    (scores, flags), *shadow = [(scores.tolist(), flags.tolist()) for scores, flags in decided]
     rows: list[ScoreRow] = [
         {
             "id": article.id,
@@ -160,10 +162,10 @@ def score_rows(run: Run, articles: Sequence[Article]) -> list[ScoreRow]:
             "language": article.language,
             "characters": len(article.title) + len(article.content),
         }
-        for article, score, is_commerce in zip(articles, scores[0].tolist(), flags[0].tolist(), strict=True)
+        for article, score, is_commerce in zip(articles, scores, flags, strict=True)
     ]
-    if len(run.scorers) > 1:
-        for row, score, is_commerce in zip(rows, scores[1].tolist(), flags[1].tolist(), strict=True):
+    for found in shadow:
+        for row, score, is_commerce in zip(rows, *found, strict=True):
             row["shadow_score"], row["shadow_is_commerce"] = round(score, 6), is_commerce
     return rows
 

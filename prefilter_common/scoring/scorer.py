@@ -83,10 +83,10 @@ class Scorer:
             engine: one of ``engines.ENGINES``, to read every article in full. By default the configuration that the
                 benchmark recommends where it is available, else PyTorch.
             threads: for the arithmetic; by default one per core.
-            full: the directory of the model for articles that a model with fewer tokens cannot read.
+            full: the directory of the model for articles that a model with fewer tokens cannot read; no other loads it.
 
         Raises:
-            InputError: not a model, a damaged one, ``engine`` is not available, or the model needs no ``full`` one.
+            InputError: not a model, a damaged one, or ``engine`` is not available.
         """
         directory = Path(directory)
         scorer = cls._recommended(directory, threads) if engine is None and device is None else None
@@ -94,11 +94,11 @@ class Scorer:
         scorer.name = str(directory)
         reads = ", then ".join([*scorer.contract.stage_names, f"at most {scorer.contract.max_length} tokens"])
         log.info(f"{directory}: {scorer.engine.name}, {reads}")
-        if full is not None:
-            if scorer.contract.max_unknown is None:
-                raise InputError(f"{directory}: has every token of its base model; leave out the full model, {full}")
-            scorer.full = cls.load(full, device, threads=threads)
-        if (bound := scorer.contract.max_unknown) is not None:
+        if (bound := scorer.contract.max_unknown) is None:
+            if full is not None:
+                log.info(f"{directory}: has every token of its base model, and needs no {full}")
+        else:
+            scorer.full = None if full is None else cls.load(full, device, threads=threads)
             left = f"left to {scorer.full.name}" if scorer.full else "let through with a score of 0"
             log.info(f"{directory}: articles with over {100 * bound:g} % unknown characters are {left}")
         return scorer
@@ -177,8 +177,8 @@ class Scorer:
         return self.decide(articles, batch_size)[0]
 
     def decide(self, articles: Sequence[Article], batch_size: int = 32) -> tuple[np.ndarray, np.ndarray]:
-        """``score``, and which stage of the contract decided: (n,) int64, the number of stages for a full read."""
-        scores, decided_by = np.zeros(len(articles)), np.full(len(articles), len(self.contract.stages))
+        """``score``, and what decided: (n,) int64, a stage, n_stages for a full read, one more if unreadable."""
+        scores, decided_by = np.zeros(len(articles)), np.full(len(articles), len(self.contract.stages) + 1)
         unknown = self.tokenizer.unknown(articles, self.contract.max_length, self.contract.max_unknown)
         readable = np.flatnonzero(~unknown)
         for first in range(0, len(readable), CHUNK):
@@ -225,20 +225,20 @@ class Scorer:
         scores = sigmoid(log_odds / np.where(cut, stage.temperature, self.contract.temperature))
         return scores, ~(cut & (stage.low < scores) & (scores < stage.high))
 
-    def is_commerce(self, article: Article, threshold: str = "default") -> bool:
-        """Whether its score reaches that operating point. Raises InputError for one that the model does not have."""
-        return bool(self.threshold(threshold) <= self.score([article])[0])
-
-    def threshold(self, name: str = "default") -> float:
-        """The lowest P(commerce) that counts as commerce at the named operating point of the contract.
-
-        Every model has ``default``; evaluation adds ``best_f1`` and, where the validation articles support it,
-        ``high_precision``. Raises InputError for one that the model does not have.
+    def classify(
+        self, articles: Sequence[Article], threshold: str = "default", batch_size: int = 32
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``score``, and whether it reaches the operating point of the model that gave it. Raises InputError for one
+        that a model does not have.
         """
-        thresholds = self.contract.thresholds
-        if name not in thresholds:
-            raise InputError(f"no operating point {name!r}; this model has {', '.join(thresholds)}")
-        return thresholds[name]
+        own = self.contract.threshold(threshold)
+        elsewhere = self.full.contract.threshold(threshold) if self.full else np.inf
+        scores, decided_by = self.decide(articles, batch_size)
+        return scores, scores >= np.where(decided_by > len(self.contract.stages), elsewhere, own)
+
+    def is_commerce(self, article: Article, threshold: str = "default") -> bool:
+        """Whether ``classify`` says so of one article."""
+        return bool(self.classify([article], threshold)[1][0])
 
     def _log_odds(self, encodings: Sequence[Encoding], batch_size: int) -> np.ndarray:
         log_odds = np.empty(len(encodings))

@@ -66,8 +66,7 @@ class Options:
 
     def load(self, model: Path) -> Scorer:
         """One of the ``models``."""
-        full = self.full if model == self.model else None
-        return Scorer.load(model, engine=self.engine, threads=self.threads, full=full)
+        return Scorer.load(model, engine=self.engine, threads=self.threads, full=self.full)
 
     @property
     def divided(self) -> dict[str, Path]:
@@ -120,7 +119,8 @@ def parse_args(argv: list[str] | None) -> Options:
         "--full",
         type=Path,
         metavar="MODEL",
-        help="model for the articles that one with a reduced vocabulary cannot read (default: let them through)",
+        help="model for the articles that one with a reduced vocabulary cannot read (default: let them through); it "
+        "decides at its own operating point",
     )
     parser.add_argument(
         "--engine",
