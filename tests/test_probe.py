@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 
 from prefilter_common.articles import labels_of, load_articles
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
-from prefilter_common.models.encoder_layers import compute_first_token_only, layers_of
+from prefilter_common.models.encoder_layers import Layer, compute_first_token_only, keep_lowest, layers_of
 from prefilter_common.scoring.conversion import convert
 from prefilter_common.scoring.engines import EngineName
 from prefilter_common.scoring.scorer import Scorer
@@ -43,6 +43,20 @@ def test_the_added_layer_gives_the_mean_of_the_tokens_that_are_no_padding(base):
     wanted = torch.nn.functional.layer_norm(before[:, 0] + probe.MEAN_WEIGHT * mean, before.shape[-1:], eps=1e-12)
     probe.add_mean_layer(base.model)
     torch.testing.assert_close(states(base.model, input_ids, attention_mask)[:, 0], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_is_trained_again_does_not_grow(base, tmp_path):
+    probe.add_mean_layer(base.model)
+    base.save(tmp_path)
+    again = load_base_model(str(tmp_path), max_length=64, seed=1).model
+    kept = layers_of(again)[0]
+    probe.add_mean_layer(again)
+    assert len(layers_of(again)) == again.config.num_hidden_layers == 3 and layers_of(again)[0] is kept
+    query = Layer.of(layers_of(again)[-1]).query
+    assert not query.weight.any()
+    keep_lowest(again, 2)  # the mean layer is not among them
+    probe.add_mean_layer(again)
+    assert len(layers_of(again)) == 3
 
 
 def test_the_last_layer_computes_the_first_token_alone_and_the_same_as_before(base):

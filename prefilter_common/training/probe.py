@@ -43,9 +43,13 @@ BATCH = 32
 def add_mean_layer(model: PreTrainedModel) -> None:
     """Add an encoder layer whose output at the first token is the normalised mean of its input, in place.
 
-    What the mean leaves free is drawn from a seed of its own, so that the weights of several runs can be averaged.
+    It replaces that of an earlier training, which the configuration remembers: a model does not grow each time it is
+    trained. What the mean leaves free is drawn from a seed of its own, so that the weights of several runs can be
+    averaged.
     """
     layers = layers_of(model)
+    if getattr(model.config, "mean_layer", None) == len(layers):
+        del layers[-1]
     added = copy.deepcopy(layers[-1])
     parts = Layer.of(added)
     generator = torch.Generator().manual_seed(0)
@@ -61,7 +65,7 @@ def add_mean_layer(model: PreTrainedModel) -> None:
             norm.weight.fill_(1.0)
             norm.bias.zero_()
     layers.append(added)
-    model.config.num_hidden_layers = len(layers)
+    model.config.num_hidden_layers = model.config.mean_layer = len(layers)
 
 
 def start_from_probe(checkpoint: Checkpoint, train: Sequence[Article], val: Sequence[Article], recipe: Recipe) -> None:
