@@ -15,14 +15,13 @@ from prefilter_common.articles import CUT_TO, Article, load_articles
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
+from prefilter_common.training.compression import distillation
 from prefilter_common.training.compression.distillation import (
     LABEL_SHARE,
-    OTHER_TITLES,
     PASSAGES,
     DistillationTexts,
     load_teacher,
     passage,
-    passages,
 )
 from prefilter_common.training.progress import ProgressLog
 
@@ -45,7 +44,7 @@ def epoch_texts(classifiers):
 
 def test_targets_are_the_teachers_and_half_the_labels(epoch_texts, monkeypatch):
     drawn = []
-    monkeypatch.setattr(epoch_texts, "teacher", lambda texts: drawn.extend(texts) or by_length(texts))
+    monkeypatch.setattr(distillation, "passage", lambda article, rng: drawn.append(passage(article, rng)) or drawn[-1])
     lengths = epoch_texts.start_epoch(0)
     assert len(epoch_texts) == len(lengths) == 3 * (1 + PASSAGES) and len(drawn) == 3 * PASSAGES
     rows = [epoch_texts[i] for i in range(len(epoch_texts))]
@@ -63,15 +62,6 @@ def test_an_epoch_draws_the_same_passages_in_every_run_and_other_ones_than_the_n
     assert epoch_texts.ids[:3] == first[:3] and epoch_texts.ids[3:] != first[3:]
     epoch_texts.start_epoch(0)
     assert epoch_texts.ids == first
-
-
-def test_half_of_the_passages_are_under_the_title_of_another_article():
-    articles = [Article(f"title {i}", f"content {i}") for i in range(200)]
-    drawn = passages(articles, np.random.default_rng(0))
-    assert [text.content for text in drawn] == [a.content for a in articles for _ in range(PASSAGES)]
-    assert {text.title for text in drawn} <= {a.title for a in articles}
-    own = np.mean([text.title[6:] == text.content[8:] for text in drawn])
-    assert 1 - OTHER_TITLES - 0.06 < own < 1 - OTHER_TITLES + 0.06  # 600 passages: three standard deviations
 
 
 def test_passages_are_parts_of_the_article_that_begin_and_end_with_a_word():
@@ -147,7 +137,7 @@ def test_a_student_agrees_with_its_teacher_where_the_labels_do_not(train, tmp_pa
         return np.array([0.99 if len(article.content) > 150 else 0.01 for article in articles])
 
     monkeypatch.setattr("prefilter_common.training.fine_tuning.load_teacher", lambda *_: says)
-    monkeypatch.setattr("prefilter_common.training.compression.distillation.LABEL_SHARE", 0.0)
+    monkeypatch.setattr(distillation, "LABEL_SHARE", 0.0)
     assert train(tmp_path / "m", "--epochs", 6, "--max-train-samples", 48, "--learning-rate", "5e-3") == 0
     fresh = [
         passage(article, np.random.default_rng(i)) for i, article in enumerate(load_articles(data_dir / "test.jsonl"))

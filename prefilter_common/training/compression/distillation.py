@@ -1,8 +1,7 @@
 """A smaller model learns what finished models say of many texts (Hinton et al. 2015, https://arxiv.org/abs/1503.02531).
 
 Each epoch trains on every article in full and on passages of it, cut to the length of a feed's snippet, that are drawn
-anew, half of them under the title of another article: a teacher can say something of any text, so that a few articles
-and unlabelled traffic give as many as are wanted, and titles cannot be learnt by heart.
+anew: a teacher can say something of any text, so that a few articles and unlabelled traffic give as many as are wanted.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +19,6 @@ Teacher = Callable[[Sequence[Article]], np.ndarray]
 
 # Passages of each article per epoch.
 PASSAGES = 3
-# Share of the passages that get the title of another article.
-OTHER_TITLES = 0.5
 # Share of the label in the target of an article that has one. The teacher has mostly learnt these labels.
 LABEL_SHARE = 0.5
 
@@ -57,23 +54,13 @@ class DistillationTexts(TrainingTexts):
     def start_epoch(self, epoch: int) -> np.ndarray:
         """Draw this epoch's passages and ask the teacher. Returns (n,) tokens of each text."""
         rng = np.random.default_rng((self.seed, epoch, 3))
-        drawn = passages(self.articles, rng)
+        drawn = [passage(article, rng) for article in self.articles for _ in range(PASSAGES)]
         self.ids = [*self.whole, *self.encode(drawn)]
         self.targets = [*self.of_whole.tolist(), *self.teacher(drawn).tolist()]
         return np.array([len(ids) for ids in self.ids])
 
     def __len__(self) -> int:
         return (1 + PASSAGES) * len(self.articles)
-
-
-def passages(articles: Sequence[Article], rng: np.random.Generator) -> list[Article]:
-    """``PASSAGES`` of each article, about a share ``OTHER_TITLES`` of them under the title of another article."""
-    drawn = [passage(article, rng) for article in articles for _ in range(PASSAGES)]
-    titles = [drawn[i].title for i in rng.permutation(len(drawn)).tolist()]
-    others = rng.random(len(drawn)) < OTHER_TITLES
-    return [
-        replace(own, title=title) if other else own for own, title, other in zip(drawn, titles, others, strict=True)
-    ]
 
 
 def passage(article: Article, rng: np.random.Generator) -> Article:
