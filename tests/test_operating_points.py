@@ -33,6 +33,17 @@ def test_best_f1_never_means_drop_everything():
     assert (scores[labels == 0] >= points["best_f1"]).mean() <= MAX_BLOCKED
 
 
+@pytest.mark.parametrize("gap", [1e-6, 1e-9])
+def test_a_threshold_between_two_scores_stays_between_them(gap):
+    """Validation scores have 6 decimals, those of articles scored now have more."""
+    labels = np.repeat([0, 1], [20, 20])
+    for below in np.linspace(0.99994, 0.99995, 11):
+        scores = np.repeat([0.01, below, below + gap], [17, 3, 20])
+        points = choose_thresholds(labels, scores, 0.5, 0.5)
+        assert points.keys() == {"best_f1", "high_precision"}
+        assert all(below < threshold < below + gap for threshold in points.values())
+
+
 def test_high_precision_is_shown_where_commerce_is_rare():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [8_000, 500])

@@ -36,7 +36,8 @@ def choose_thresholds(
     shown = _shown_precision(labels, scores, candidates, target_precision, prevalence)
     if shown is not None:
         points[HIGH_PRECISION] = shown
-    return {name: round(threshold, 6) for name, threshold in points.items()}
+    # Only the noise of floating point goes: scores have 6 decimals, so that 6 would put a threshold onto one of them.
+    return {name: round(threshold, 12) for name, threshold in points.items()}
 
 
 def _shown_precision(
