@@ -39,7 +39,7 @@ from prefilter_common.cli import (
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.summary import evaluation_summary
-from prefilter_common.evaluation.results import compare_models, write_results
+from prefilter_common.evaluation.results import compare_models, write_models, write_results
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
 from prefilter_common.evaluation.traffic.audit import read_audit
 from prefilter_common.evaluation.traffic.labelling import require_unlabelled
@@ -71,6 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         compared = compare_models(data, models, rows, options)
         compared["_warnings"] += manifest_warnings(manifest)
         results: Results = {"_run": run_info(argv, files), "_manifest": manifest, **compared}
+        # All at the end: stopped before, a run leaves earlier results, and what belongs to them, as they were.
+        write_models(directories, data.test, models, args.output)
         write_results(args.output, results)
         print(evaluation_summary(results))
     return 1 if any("error" in row for row in rows.values()) else 0

@@ -154,7 +154,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_earlier_results(disaster, monke
     def full(path, *rest):
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("prefilter_common.evaluation.run.write_predictions", full)
+    monkeypatch.setattr("prefilter_common.evaluation.results.write_predictions", full)
     capsys.readouterr()
     assert call(evaluate_models, flags) == 1
     err = capsys.readouterr().err.splitlines()

@@ -4,6 +4,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import call, write_jsonl
+from malformed import snapshot
 from sklearn.metrics import f1_score
 
 import evaluate_models
@@ -184,6 +185,27 @@ def test_traffic_sections_queues_and_warnings(with_traffic):
     assert all(article.label is None and article.content.startswith("news ") for article in queue)
     assert results["first"]["cpu_benchmark_ms"] == 12.5 and results["legacy"]["cpu_benchmark_ms"] is None
     assert (output / "report.html").is_file()
+
+
+@pytest.mark.parametrize("where", ["production_section", "choice_of"])
+def test_stopped_before_the_end_a_run_leaves_the_earlier_results_and_their_files(
+    with_traffic, data_dir, tmp_path, monkeypatch, capsys, where
+):
+    path, output, _, flags = with_traffic
+    shutil.copytree(path, tmp_path / "models")
+    shutil.copytree(output, tmp_path / "results")
+    rows = [{"label": int(i < 90), "score": 0.8 if i < 90 else 0.2} for i in range(1_800)]
+    write_jsonl(tmp_path / "models" / "first" / "validation_predictions.jsonl", rows)
+    before = snapshot(tmp_path)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"prefilter_common.evaluation.results.{where}", stop)
+    here = ["--models-dir", tmp_path / "models", "--output", tmp_path / "results"]
+    assert call(evaluate_models, [*flags, *here, "--test-data", data_dir / "val.jsonl", "--audit", 6, 11]) == 130
+    assert "no unfinished output was left behind" in capsys.readouterr().err
+    assert snapshot(tmp_path) == before
 
 
 def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):

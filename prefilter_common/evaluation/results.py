@@ -1,11 +1,13 @@
 """From the models' scores to the results: every section, the choice, the files."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from prefilter_common.articles import labels_of
+from prefilter_common.articles import Article, labels_of
 from prefilter_common.evaluation.baseline import against_floor, baseline_row
 from prefilter_common.evaluation.choice.rules import Choice, choose
 from prefilter_common.evaluation.leakage import IntegritySection, integrity_section
@@ -17,11 +19,15 @@ from prefilter_common.evaluation.sections import Scored, worst_errors
 from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
 from prefilter_common.evaluation.traffic.flags import main_language
+from prefilter_common.evaluation.traffic.labelling import LabelRow
 from prefilter_common.evaluation.traffic.section import TrafficSection, traffic_section
 from prefilter_common.files import write_json, write_json_lines
+from prefilter_common.models.directory import read_contract, write_contract, write_predictions
 from prefilter_common.statistics.comparison import compare_with_best
 from prefilter_common.statistics.operating_points import BEST_F1, DEFAULT, HIGH_PRECISION, MAX_BLOCKED
 from prefilter_common.statistics.prevalence import journalism_needed
+
+log = logging.getLogger(__name__)
 
 RESULTS_FILE, PAGE_FILE = "evaluation_results.json", "report.html"
 
@@ -31,7 +37,7 @@ def compare_models(
 ) -> Compared:
     """The results: ``rows``, to each of which ``floor`` is added, and the sections on what several models show.
 
-    Writes the review queues and the audit samples.
+    Writes the review queues and the audit samples, last of all.
     """
     labels, seed = labels_of(data.test), options.seed
     decisions = {name: model.decisions for name, model in models.items()}
@@ -43,8 +49,10 @@ def compare_models(
     audited = {name: model.audited for name, model in models.items() if model.audited is not None}
     thresholds = {name: model.threshold for name, model in models.items()}
     traffic, copies, audit = None, None, None
+    files: Mapping[str, Sequence[LabelRow]] = {}
     if data.traffic and models:
-        traffic, copies = _traffic(data, models, options), distinct_texts(data.traffic)[1]
+        traffic, files = _traffic(data, models, options)
+        copies = distinct_texts(data.traffic)[1]
     if data.audit and models:
         main = traffic["main_language"] if traffic else main_language(data.audit.articles)
         audit = audit_section(data.audit, audited, thresholds, main, seed)
@@ -71,19 +79,21 @@ def compare_models(
         "_worst_errors": {name: worst_errors(data.test, model) for name, model in models.items()},
         "models": {name: row if "error" in row else {**row, "floor": floors[name]} for name, row in rows.items()},
     }
-    return {**found, "_choice": choice_of(found)}
+    compared: Compared = {**found, "_choice": choice_of(found)}
+    for name, rows_to_label in files.items():
+        write_json_lines(options.output / f"{name}.jsonl", rows_to_label)
+    return compared
 
 
-def _traffic(data: Data, models: Mapping[str, Scored], options: Options) -> TrafficSection:
+def _traffic(
+    data: Data, models: Mapping[str, Scored], options: Options
+) -> tuple[TrafficSection, Mapping[str, Sequence[LabelRow]]]:
     assert data.traffic
     pair: Sequence[str] | None = options.traffic_models
     if pair and not set(pair) <= set(models):
         pair = ()  # one of them could not be evaluated
     labelled = [*data.test, *(data.audit.articles if data.audit and data.audit.random else [])]
-    section, files = traffic_section(data.traffic, labelled, models, pair, options.audit, options.seed)
-    for name, rows in files.items():
-        write_json_lines(options.output / f"{name}.jsonl", rows)
-    return section
+    return traffic_section(data.traffic, labelled, models, pair, options.audit, options.seed)
 
 
 def evaluation_warnings(
@@ -161,6 +171,32 @@ def refresh_latency(output: Path, model: str, cpu_ms: float) -> bool:
     results["_choice"] = choice_of(results)
     write_results(output, results)
     return True
+
+
+def write_models(
+    directories: Sequence[Path], test: Sequence[Article], models: Mapping[str, Scored], output: Path
+) -> None:
+    """Write each model's predictions, and then its operating points into its prefilter.json.
+
+    A directory without prefilter.json, as earlier scripts wrote them, is left as it is. Raises OSError where the
+    predictions cannot be written.
+    """
+    for name, model in models.items():
+        write_predictions(output / "predictions" / f"{name}.jsonl", test, model.scores)
+    for directory in directories:
+        if directory.name in models:
+            _write_thresholds(directory, models[directory.name].thresholds)
+
+
+def _write_thresholds(directory: Path, thresholds: Mapping[str, float]) -> None:
+    stored = read_contract(directory)
+    if stored is None or thresholds == stored.thresholds:
+        return
+    try:
+        # The limits of the stages were chosen for the old thresholds; the benchmark chooses new ones.
+        write_contract(directory, replace(stored, thresholds=dict(thresholds), stages=()))
+    except OSError as error:
+        log.warning(f"{directory}: operating points not written back ({error.strerror})")
 
 
 def write_results(output: Path, results: Results) -> None:

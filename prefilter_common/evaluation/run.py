@@ -3,7 +3,7 @@
 import gc
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NotRequired, TypedDict, final
 
@@ -17,13 +17,7 @@ from prefilter_common.evaluation.baseline import FloorComparison
 from prefilter_common.evaluation.sections import QualityRow, Scored
 from prefilter_common.evaluation.traffic.audit import Audit
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import (
-    cpu_benchmark_ms,
-    read_contract,
-    read_validation,
-    write_contract,
-    write_predictions,
-)
+from prefilter_common.models.directory import cpu_benchmark_ms, read_validation
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
 from prefilter_common.scoring.engines import Engine, EngineName
 from prefilter_common.scoring.latency import time_single_articles
@@ -100,11 +94,9 @@ class ErrorRow(TypedDict):
 def evaluate_each(
     directories: Sequence[Path], data: Data, options: Options
 ) -> tuple[dict[str, Scored], dict[str, ModelRow | ErrorRow]]:
-    """Run every model and write its predictions.
+    """Run every model; writes nothing.
 
     Returns its scores, where it has some, and its row of the results, except in processes other than the main one.
-    Raises OSError where the predictions cannot be written, which is no fault of the model: results of an earlier run
-    are not replaced then.
     """
     models: dict[str, Scored] = {}
     rows: dict[str, ModelRow | ErrorRow] = {}
@@ -120,13 +112,11 @@ def evaluate_each(
         else:
             if row is not None:
                 rows[directory.name] = row
-                path = options.output / "predictions" / f"{directory.name}.jsonl"
-                write_predictions(path, data.test, models[directory.name].scores)
     return models, rows
 
 
 def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, ModelRow | None]:
-    """Run one model on all articles; write its operating points.
+    """Run one model on all articles.
 
     Returns its scores and its row of the results, which is None except in the main process.
     """
@@ -143,7 +133,7 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
         n_tokens=np.array([len(ids) for ids in scorer.tokenizer.encode(data.test)]),
         max_length=contract.max_length,
         temperature=contract.temperature,
-        thresholds=operating_points(directory, contract, validation, options),
+        thresholds=operating_points(contract, validation, options),
         traffic=traffic,
         audited=audited,
         validation=validation,
@@ -219,22 +209,10 @@ def score_together(scorer: Scorer, articles: Sequence[Article], batch_size: int)
 
 
 def operating_points(
-    directory: Path, contract: Contract, validation: tuple[np.ndarray, np.ndarray] | None, options: Options
+    contract: Contract, validation: tuple[np.ndarray, np.ndarray] | None, options: Options
 ) -> dict[str, float]:
-    """The model's thresholds by name, chosen on (n,) validation labels and scores and written into its prefilter.json.
-
-    Without validation scores, those of the contract. A directory without prefilter.json, as earlier scripts wrote them,
-    is left as it is.
-    """
+    """The model's thresholds by name, chosen on (n,) validation labels and scores; without, those of the contract."""
     if validation is None:
         return dict(contract.thresholds)
     chosen = choose_thresholds(*validation, options.target_precision, options.prevalence[0])
-    thresholds = {DEFAULT: contract.thresholds[DEFAULT], **chosen}
-    stored = read_contract(directory)
-    if is_main_process() and stored and thresholds != stored.thresholds:
-        try:
-            # The limits of the stages were chosen for the old thresholds; the benchmark chooses new ones.
-            write_contract(directory, replace(stored, thresholds=thresholds, stages=()))
-        except OSError as error:
-            log.warning(f"{directory}: operating points not written back ({error.strerror})")
-    return thresholds
+    return {DEFAULT: contract.thresholds[DEFAULT], **chosen}
