@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from sklearn.metrics import f1_score
 import evaluate_models
 from prefilter_common.articles import Article, load_articles, spread_by_length
 from prefilter_common.evaluation.baseline import baseline_row
-from prefilter_common.models.directory import read_contract
+from prefilter_common.models.contract import Stage
+from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.scoring.scorer import Scorer
 
@@ -185,6 +187,30 @@ def test_traffic_sections_queues_and_warnings(with_traffic):
     assert all(article.label is None and article.content.startswith("news ") for article in queue)
     assert results["first"]["cpu_benchmark_ms"] == 12.5 and results["legacy"]["cpu_benchmark_ms"] is None
     assert (output / "report.html").is_file()
+
+
+def test_the_latency_of_stages_goes_with_them(with_traffic, data_dir, tmp_path, capsys):
+    model = shutil.copytree(with_traffic[0] / "first", tmp_path / "models" / "first")
+    stage = Stage("encoder", 1.0, 0.1, 0.9, max_length=16)
+    write_contract(model, replace(read_contract(model), stages=(stage,)))
+    flags = ["--models-dir", tmp_path / "models", "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
+
+    def evaluate(stages):
+        (model / "cpu_benchmark.json").write_text(json.dumps({"avg_ms": 1.5, **stages}), encoding="utf-8")
+        assert call(evaluate_models, [*flags, "--latency-samples", 1]) == 0
+        found = json.loads((tmp_path / "r" / "evaluation_results.json").read_text(encoding="utf-8"))
+        assert found["_choice"]["models"]["first"]["cpu_ms"] == found["first"]["cpu_benchmark_ms"]
+        warnings = [line for line in capsys.readouterr().err.splitlines() if "run the benchmark again" in line]
+        return found["first"]["cpu_benchmark_ms"], read_contract(model).stages, warnings
+
+    with_stage = {"stages": ["16 tokens"]}
+    assert evaluate(with_stage) == (1.5, (stage,), [])
+    rows = [{"label": int(i < 90), "score": 0.8 if i < 90 else 0.2} for i in range(1_800)]
+    write_jsonl(model / "validation_predictions.jsonl", rows)
+    ms, stages, (warning,) = evaluate(with_stage)
+    assert ms is None and stages == () and warning.startswith("first: its stages (16 tokens) were chosen for other")
+    assert evaluate(with_stage) == evaluate({"passes": 2}) == (None, (), [])  # until the benchmark has run
+    assert evaluate({"stages": []}) == evaluate({"passes": 1}) == (1.5, (), [])
 
 
 @pytest.mark.parametrize("where", ["production_section", "choice_of"])

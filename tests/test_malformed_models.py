@@ -366,7 +366,7 @@ def test_a_directory_named_as_a_section_of_the_results(classifiers, tmp_path, da
                                   '{"avg_ms": 1, "avg_ms": 2}'])  # fmt: skip
 def test_a_benchmark_that_is_no_number_is_none(tmp_path, text):
     (tmp_path / "cpu_benchmark.json").write_text(text)
-    assert cpu_benchmark_ms(tmp_path) is None
+    assert cpu_benchmark_ms(tmp_path, Contract()) is None
 
 
 @pytest.mark.parametrize("text", ['{"label": 1, "score": NaN}', '{"label": true, "score": 0.5}', "[1]", DEEP,

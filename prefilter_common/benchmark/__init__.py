@@ -31,7 +31,7 @@ Length, limits and the share of known tokens are chosen on validation articles, 
 cut to the length of a feed's: the limits that pass on least while F1 at every operating point is no lower than the full
 read's. A stage that saves less than a tenth is not kept. Each stage alone, and all together, are rows of their own.
 Rows with stages are not judged on validation articles, and those with a first stage, of the training articles, only on
-the quarter that it was not fitted on. Evaluation drops the stages when it changes a threshold.
+the quarter that it was not fitted on. Evaluation drops the stages, with a warning, when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, and leaves

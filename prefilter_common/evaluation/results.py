@@ -3,7 +3,6 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,10 +192,15 @@ def _write_thresholds(directory: Path, thresholds: Mapping[str, float]) -> None:
     if stored is None or thresholds == stored.thresholds:
         return
     try:
-        # The limits of the stages were chosen for the old thresholds; the benchmark chooses new ones.
-        write_contract(directory, replace(stored, thresholds=dict(thresholds), stages=()))
+        write_contract(directory, stored.with_thresholds(thresholds))
     except OSError as error:
         log.warning(f"{directory}: operating points not written back ({error.strerror})")
+        return
+    if stored.stages:
+        log.warning(
+            f"{directory.name}: its stages ({', '.join(stored.stage_names)}) were chosen for other thresholds and are "
+            f"removed; run the benchmark again: python benchmark_inference.py --model {directory}"
+        )
 
 
 def write_results(output: Path, results: Results) -> None:

@@ -17,7 +17,7 @@ from prefilter_common.evaluation.baseline import FloorComparison
 from prefilter_common.evaluation.sections import QualityRow, Scored
 from prefilter_common.evaluation.traffic.audit import Audit
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import cpu_benchmark_ms, read_validation
+from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_validation
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
 from prefilter_common.scoring.engines import Engine, EngineName
 from prefilter_common.scoring.latency import time_single_articles
@@ -68,8 +68,8 @@ class Options:
 class ModelRow(QualityRow):
     """What running one model showed: quality, and milliseconds for one article at a time, of ``latency_articles``.
 
-    ``cpu_benchmark_ms`` is the benchmark's, None where it has not run; ``floor`` is added once the models are compared,
-    None without a baseline.
+    ``cpu_benchmark_ms`` is the benchmark's, None where it has not run or its stages are gone; ``floor`` is added once
+    the models are compared, None without a baseline.
     """
 
     avg_inference_ms: float
@@ -139,6 +139,7 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
         validation=validation,
     )
     row: ModelRow | None = None
+    stored = read_contract(directory) or contract  # that of the scorer has no stages
     if is_main_process():  # only one process measures; the rest wait
         tokenize, forward = time_single_articles(scorer, spread_by_length(data.test, options.latency_samples))
         latency = latency_summary(tokenize + forward)
@@ -148,7 +149,7 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
             "p50_inference_ms": latency["p50_ms"],
             "p95_inference_ms": latency["p95_ms"],
             "latency_articles": len(forward),
-            "cpu_benchmark_ms": cpu_benchmark_ms(directory),
+            "cpu_benchmark_ms": cpu_benchmark_ms(directory, stored.with_thresholds(model.thresholds)),
             "n_articles": len(data.test),
             "engine": str(scorer.engine.name),
             "device": str(getattr(scorer.engine, "device", "cpu")),

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from prefilter_common.articles import INPUT_FORMAT
@@ -103,6 +103,12 @@ class Contract:
         if name not in self.thresholds:
             raise InputError(f"no operating point {name!r}; this model has {', '.join(self.thresholds)}")
         return self.thresholds[name]
+
+    def with_thresholds(self, thresholds: Mapping[str, float]) -> "Contract":
+        """The same with other operating points, hence without stages: their limits were chosen for the earlier ones."""
+        if thresholds == self.thresholds:
+            return self
+        return replace(self, thresholds=dict(thresholds), stages=())
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "Contract":

@@ -207,10 +207,16 @@ def write_recommendation(directory: Path, row: Recommendation) -> None:
     write_json(directory / RECOMMENDATION_FILE, row)
 
 
-def cpu_benchmark_ms(directory: Path) -> float | None:
-    """Mean milliseconds per article on the CPU, as the benchmark measured it; None where it has not."""
-    found = read_recommendation(directory)
-    ms = found.get("avg_ms") if found else None
+def cpu_benchmark_ms(directory: Path, contract: Contract) -> float | None:
+    """Mean milliseconds per article on the CPU, as the benchmark measured it; None where it has not.
+
+    None too where the contract no longer has every stage that it was measured with.
+    """
+    found: Any = read_recommendation(directory) or {}
+    stages = recommended_stages(found, contract)
+    if stages is not None and len(stages) < (len(found["stages"]) if "stages" in found else found["passes"] - 1):
+        return None
+    ms = found.get("avg_ms")
     return float(ms) if isinstance(ms, int | float) and ms is not True and 0 < ms < sys.float_info.max else None
 
 
