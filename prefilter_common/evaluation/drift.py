@@ -124,7 +124,7 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
         return Traffic(
             flags,
             scores,
-            [str(row["language"]) for row in rows] if named else None,
+            [row["language"] for row in rows] if named else None,
             np.array([row["characters"] for row in rows]) if counted else None,
         )
     articles = [
@@ -154,6 +154,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         score = row.get("score", 0.0) if isinstance(row, dict) else None
         if not isinstance(score, (int, float)) or not 0 <= score <= 1:
             raise InputError(f'{path}, line {number}: needs a JSON object whose "score" is a number from 0 to 1')
+        if not isinstance(row.get("language"), str | None):
+            raise InputError(f'{path}, line {number}: "language" must be a string or null; correct or delete it')
+        if not isinstance(row.get("is_commerce", False), bool):
+            raise InputError(f'{path}, line {number}: "is_commerce" must be true or false; correct or delete it')
         found.append(row)
     return found
 
