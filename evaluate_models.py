@@ -144,10 +144,10 @@ def add_production_flags(parser: argparse.ArgumentParser) -> None:
     )
     production.add_argument(
         "--target-precision",
-        type=fraction,
+        type=share,
         default=0.95,
         metavar="P",
-        help="precision that high_precision must be shown to have at the first --prevalence, 0 to 1",
+        help="precision that high_precision must be shown to have at the first --prevalence, between 0 and 1",
     )
     production.add_argument(
         "--cost-per-article",

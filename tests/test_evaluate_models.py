@@ -249,6 +249,7 @@ def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):
         (["--traffic-models", "first", "other", "--traffic", "x"], "name two different ones of"),
         (["--traffic", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
         (["--target-precision", "1.5"], "not in [0, 1)"),
+        (["--target-precision", "0"], "0 is not between 0 and 1"),
         (["--seed", "-1"], "is not a whole number from 0"),
     ],
 )
