@@ -102,6 +102,17 @@ def audit(a, b, in_slice, better=None, elsewhere=0, random=True):
     return {"models": {"a": row(*a), "b": row(*b)} if random else {}, "pairs": [pair]}
 
 
+def test_the_interval_of_the_audits_f1_encloses_it():
+    """Precision 0.99, recall 0.5; and where nothing that was flagged need be commerce."""
+    seen = audit((0.99, 0.5), (0.97, 0.4), 0)
+    seen["models"]["a"]["intervals"] = {"precision": [0.98, 0.995], "recall": [0.3, 0.6]}
+    seen["models"]["b"]["intervals"] = {"precision": [0, 1], "recall": [0, 1]}
+    found = choose(SLOW_AND_FAST, audit=seen)["models"]
+    assert found["a"]["f1"] == pytest.approx(0.664, abs=1e-3)
+    assert found["a"]["intervals"]["f1"] == pytest.approx([0.459, 0.749], abs=1e-3)
+    assert found["b"]["intervals"]["f1"] == [0, 1]
+
+
 def test_labels_of_what_they_dispute_settle_it_and_go_before_the_test_set():
     seen = audit((0.96, 0.95), (0.97, 0.4), 25)
     choice = choose(SLOW_AND_FAST, traffic=traffic(True), audit=seen)

@@ -130,9 +130,11 @@ def _assess(model: Figures, audited: AuditedModel | None) -> Assessment:
     if audited and audited["enough"] and audited["precision"] is not None and audited["recall"] is not None:
         source = "audit"
         values = {"f1": audited["f1"], "precision": audited["precision"], "recall": audited["recall"]}
-        # No interval of F1 is estimated: it lies between the two that it is made of.
+        # No interval of F1 is estimated: it rises with both, hence lies between that of their lower limits and that of
+        # their upper ones.
         intervals = {key: audited["intervals"][key] for key in ("precision", "recall")}
-        intervals["f1"] = [min(limits) for limits in zip(*intervals.values(), strict=True)]
+        limits = zip(*intervals.values(), strict=True)
+        intervals["f1"] = [2 * p * r / (p + r) if p + r else 0.0 for p, r in limits]
     misses = {tier: _missed(values, model["cpu_ms"], i) for i, tier in enumerate(("minimum", "target"))}
     tier = "none" if misses["minimum"] else "minimum" if misses["target"] else "target"
     states: dict[str, str] = {key: state_of(values[key], intervals[key], CRITERIA[key][0]) for key in MEASURES}
