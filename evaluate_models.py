@@ -253,7 +253,7 @@ def options_of(args: argparse.Namespace) -> Options:
         target_precision=args.target_precision,
         traffic_models=args.traffic_models and tuple(args.traffic_models),
         seed=args.seed,
-        prevalence=tuple(args.prevalence),
+        prevalence=tuple(dict.fromkeys(args.prevalence)),
         costs={"per_article": args.cost_per_article, "of_blocking": args.cost_of_blocking}
         if args.cost_per_article
         else None,

@@ -144,7 +144,7 @@ def with_traffic(models_dir, data_dir, tmp_path_factory):
     (path / "first" / "cpu_benchmark.json").write_text('{"avg_ms": 12.5}')
     short = [{"title": "t", "content": f"news {i}", "language": "xx"} for i in range(30)]
     flags = ["--models-dir", path, "--test-data", data_dir / "test.jsonl", "--output", output, "--seed", 3]
-    flags += ["--audit", 5, 10, "--prevalence", 0.05, 0.175, "--cost-per-article", 0.01, "--cost-of-blocking", 1]
+    flags += ["--audit", 5, 10, "--prevalence", 0.05, 0.175, 0.05, "--cost-per-article", 0.01, "--cost-of-blocking", 1]
     flags += ["--traffic", write_jsonl(tmp_path_factory.mktemp("t") / "traffic.jsonl", short), "--latency-samples", 2]
     assert call(evaluate_models, flags) == 0
     return path, output, json.loads((output / "evaluation_results.json").read_text(encoding="utf-8")), flags
@@ -187,6 +187,14 @@ def test_traffic_sections_queues_and_warnings(with_traffic):
     assert all(article.label is None and article.content.startswith("news ") for article in queue)
     assert results["first"]["cpu_benchmark_ms"] == 12.5 and results["legacy"]["cpu_benchmark_ms"] is None
     assert (output / "report.html").is_file()
+
+
+def test_a_prevalence_that_is_given_twice_is_shown_once(with_traffic):
+    results = with_traffic[2]
+    assert results["_settings"]["prevalence"] == [0.05, 0.175]
+    panel = results["_production"]["models"]["first"]["panel"]
+    assumed = [(row["prevalence"], row["point"]) for row in panel if row["source"] == "assumed"]
+    assert len(assumed) == len(set(assumed)) and {share for share, _ in assumed} == {0.05, 0.175}
 
 
 def test_the_latency_of_stages_goes_with_them(with_traffic, data_dir, tmp_path, capsys):
