@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     configure_logging()
     directory = args.model or only_model()
+    directory = directory if directory.name else directory.resolve()  # "." has no name
     results, plot = outputs_of(args, directory)
     # Not at the top: every worker process imports this script, and its memory must be its engine's own.
     from prefilter_common.benchmark import run
@@ -156,10 +157,12 @@ def only_model() -> Path:
 
 def outputs_of(args: argparse.Namespace, directory: Path) -> tuple[Path, Path]:
     """The results file and the picture. Raises InputError unless all that will be written can be."""
+    if not directory.is_dir():
+        raise InputError(f"{directory}: no such model directory; check the path")
     name = f"benchmark_{directory.name}" + ("" if args.device == "cpu" else f"_{args.device}")
     results, plot = args.output / f"{name}.json", args.output / f"{name}.png"
     require_files(results, plot)
-    if args.device == "cpu" and directory.is_dir():
+    if args.device == "cpu":
         require_files(directory / RECOMMENDATION_FILE)
     return results, plot
 

@@ -187,7 +187,7 @@ def test_without_stages_those_that_exist_are_left_alone(run, model):
 
 
 def test_shorter_reads_are_rows_of_their_own(run, capsys):
-    code, result = run("--engines", "pytorch-fp32", "--no-stages", "--max-lengths", 16, 64)
+    code, result = run("--engines", "pytorch-fp32", "--no-stages", "--max-lengths", 16, 64, 16)
     assert code == 0 and [row["max_length"] for row in result["rows"]] == [64, 16]
     assert result["rows"][1]["gflop_per_article"] < result["rows"][0]["gflop_per_article"]
     assert run("--max-lengths", 128)[0] == 2
@@ -196,8 +196,11 @@ def test_shorter_reads_are_rows_of_their_own(run, capsys):
 
 def test_articles_need_no_labels(run, tmp_path):
     data = write_jsonl(tmp_path / "a.jsonl", [{"title": "t", "content": "c"}])
+    earlier = tmp_path / "results" / "benchmark_tiny.png"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"a picture of other articles")
     code, result = run("--engines", "pytorch-fp32", data=data)
-    assert code == 0 and result["rows"][0]["f1"] is None
+    assert code == 0 and result["rows"][0]["f1"] is None and not earlier.exists()
     assert "pass --val-data" in result["skipped"]["stages"]
 
 

@@ -12,6 +12,7 @@ from prefilter_common.articles import load_articles
 from prefilter_common.cli import exit_code
 from prefilter_common.errors import InputError
 from prefilter_common.models.bundle import deployed, main, pack, unpack
+from prefilter_common.models.directory import fingerprints
 from prefilter_common.scoring import Scorer
 
 CONTRACT = {"input_format": "[TITLE] {title} [CONTENT] {content}", "max_length": 64}
@@ -36,6 +37,8 @@ def model(tmp_path):
     for name, text in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
+    made_from = {"source": fingerprints(folder)}
+    (folder / "openvino-fp32" / "engine.json").write_text(json.dumps(made_from), encoding="utf-8")
     return folder
 
 
@@ -68,6 +71,22 @@ def test_without_one_the_checkpoint_goes(model, recommended):
     (model / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
     files = {"cpu_benchmark.json", "config.json", "model.safetensors", "prefilter.json", "run.json", "tokenizer.json"}
     assert set(deployed(model)) == files
+
+
+def test_an_engine_made_from_other_weights_is_not_packed(model, tmp_path):
+    (model / "model.safetensors").write_text("other weights", encoding="utf-8")
+    with pytest.raises(InputError, match=r"openvino-fp32: was not made from this checkpoint; python benchmark_inf"):
+        pack(model, tmp_path / "m.tar")
+    (model / "model.safetensors").unlink()  # a deployment has none, and can be packed again
+    assert pack(model, tmp_path / "m.tar")
+
+
+def test_an_adapter_is_not_packed_without_its_base(model, tmp_path):
+    (model / "adapter_config.json").write_text("{}", encoding="utf-8")
+    (model / "cpu_benchmark.json").unlink()
+    with pytest.raises(InputError, match=r"m: an adapter without its base model; python train_qwen_lora\.py --merge"):
+        pack(model, tmp_path / "m.tar")
+    assert not (tmp_path / "m.tar").exists()
 
 
 def test_the_first_stage_goes_with_either(model):
@@ -163,14 +182,27 @@ def test_what_is_wrong_with_the_paths_is_one_line(model, tmp_path, capsys):
     archive.write_text("mine", encoding="utf-8")
     cases = {
         (str(model), str(archive)): "already exists; move it away, or name another output",
+        (str(model), str(model / "x.tar")): "is inside the model directory; name a place outside",
         (str(tmp_path), str(tmp_path / "x.tar")): "contains no prefilter.json, so no model directory",
         ("--unpack", str(archive), str(tmp_path / "m")): "not a bundle, or damaged",
+        ("--unpack", str(model), str(tmp_path / "m")): "no such file; check the path",
         ("--unpack", str(tmp_path / "none.tar"), str(tmp_path / "m")): "no such file; check the path",
     }
     for argv, message in cases.items():
         assert exit_code(lambda argv=argv: main(list(argv))) == 2
         assert message in capsys.readouterr().err
     assert archive.read_text(encoding="utf-8") == "mine" and not (tmp_path / "m").exists()
+
+
+def test_where_its_engine_cannot_run_a_bundle_says_so(model, tmp_path, monkeypatch):
+    """With no checkpoint in it, it has nothing to fall back on."""
+    pack(model, tmp_path / "m.tar")
+    unpack(tmp_path / "m.tar", tmp_path / "m")
+    monkeypatch.setattr("prefilter_common.scoring.engines.has_bf16", lambda *_: False)
+    with pytest.raises(
+        InputError, match=r"openvino-bf16: (this processor has no bf16 arithmetic|openvino is not inst)"
+    ):
+        Scorer.load(tmp_path / "m")
 
 
 @pytest.mark.slow

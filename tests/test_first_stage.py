@@ -12,7 +12,7 @@ from prefilter_common.benchmark.cascade import Cascade, cascade_of, choose_casca
 from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
-from prefilter_common.models.directory import FIRST_STAGE_FILE, read_contract, write_contract
+from prefilter_common.models.directory import FIRST_STAGE_FILE, RECOMMENDATION_FILE, read_contract, write_contract
 from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, read_first_stage, sigmoid
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
@@ -275,13 +275,17 @@ def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles)
     store_cascade(tmp_path, cascade)
     assert list(tmp_path.iterdir()) == []  # a directory of the earlier scripts has no contract
     write_contract(tmp_path, Contract(max_length=64))
+    recommended = tmp_path / RECOMMENDATION_FILE
+    recommended.write_text("{}")
     store_cascade(tmp_path, cascade)
+    assert not recommended.exists()  # it was measured with other limits
+    recommended.write_text("{}")
     assert read_contract(tmp_path).stages == cascade.stages
     assert read_first_stage(tmp_path, cascade.stages) is not None
     kept = cascade_of(tmp_path, scorer, None, [], 16)
     assert kept == Cascade(cascade.stages, {})
     store_cascade(tmp_path, kept)
-    assert (tmp_path / FIRST_STAGE_FILE).is_file()
+    assert (tmp_path / FIRST_STAGE_FILE).is_file() and recommended.exists()
     damage(tmp_path / FIRST_STAGE_FILE)
     assert cascade_of(tmp_path, scorer, None, [], 16).stages == cascade.stages[1:]
     store_cascade(tmp_path, none)

@@ -205,6 +205,11 @@ def test_files_of_results(refused, base, tmp_path, script, name, make):
     refused(script, base[script], tmp_path, words=path.name)
 
 
+def test_a_mistyped_model(refused, base, tmp_path):
+    words = "typo: no such model directory; check the path"
+    refused(benchmark_inference, [*base[benchmark_inference], "--model", tmp_path / "typo"], tmp_path, words=words)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="links and FIFOs of POSIX")
 @pytest.mark.parametrize("make", NO_FILES)
 def test_the_recommendation_that_the_benchmark_writes_last(refused, base, trained, tmp_path, make):

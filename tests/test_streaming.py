@@ -118,7 +118,7 @@ def test_is_commerce_at_the_named_operating_point(tmp_path, model, source, capsy
     assert not any(row["is_commerce"] for row in read_rows(tmp_path / "out.jsonl"))
     capsys.readouterr()
     assert call(streaming, [copy, source, tmp_path / "other.jsonl", "--threshold", "best"]) == 2
-    assert "no operating point 'best'; this model has default, never" in error_line(capsys)
+    assert f"{copy}: no operating point 'best'; this model has default, never" in error_line(capsys)
     assert names(tmp_path) == ["copy", "in.jsonl", "out.jsonl"]
 
 
@@ -359,6 +359,17 @@ def test_it_stands_in_a_pipe(tmp_path, model, source):
     assert json.loads(done.stderr.splitlines()[-1])["articles"] == 48
     bad = subprocess.run(command, cwd=ROOT, input=b'{"title": 1}\n', capture_output=True)
     assert (bad.returncode, bad.stdout) == (2, b"") and b"1 of 1 lines are bad" in bad.stderr
+    none = subprocess.run(command, cwd=ROOT, input=b"", capture_output=True)
+    assert none.returncode == 2 and none.stderr.startswith(b"error: standard input: ")
+
+
+def test_one_article_is_counted(tmp_path, model, source, capsys):
+    one = tmp_path / "one.jsonl"
+    one.write_text(source.read_text(encoding="utf-8").splitlines()[0] + "\n", encoding="utf-8")
+    flags = [model, one, tmp_path / "out.jsonl", "--shadow", model, tmp_path / "d.jsonl"]
+    assert call(streaming, flags) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert type(summary["commerce"]) is int and summary["differ"] == 0 and type(summary["differ"]) is int
 
 
 def test_a_shadow_scores_too_and_what_it_disputes_is_written(tmp_path, model, source, capsys):
@@ -395,6 +406,7 @@ def test_a_divided_run_is_resumed(tmp_path, model, source, monkeypatch):
     [
         ([], "nothing to write; name an output, --passed or --blocked"),
         (["x.jsonl", "--passed", "x.jsonl"], "x.jsonl: is named for two outputs"),
+        (["x.jsonl", "--passed", "./more/../x.jsonl"], "x.jsonl: is named for two outputs"),
         (["-", "--blocked", "-"], "-: is named for two outputs"),
         (["--passed", "in.jsonl"], "in.jsonl: is the input; name another output"),
         (["--shadow", "none", "d.jsonl"], "none: no such model directory"),

@@ -12,7 +12,13 @@ from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first
 from prefilter_common.benchmark.limits import StageNote, choose_short_read
 from prefilter_common.files import write_bytes
 from prefilter_common.models.contract import LINEAR, Stage
-from prefilter_common.models.directory import CONTRACT_FILE, FIRST_STAGE_FILE, read_contract, write_contract
+from prefilter_common.models.directory import (
+    CONTRACT_FILE,
+    FIRST_STAGE_FILE,
+    RECOMMENDATION_FILE,
+    read_contract,
+    write_contract,
+)
 from prefilter_common.scoring.first_stage import read_first_stage
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.statistics.calibration import at_temperature
@@ -106,6 +112,8 @@ def store_cascade(directory: Path, cascade: Cascade) -> None:
     contract = read_contract(directory)
     if contract is None:
         return
+    if contract.stages != cascade.stages:  # what was measured with other limits is recommended no longer
+        (directory / RECOMMENDATION_FILE).unlink(missing_ok=True)
     if cascade.first_stage is not None:  # first: until the contract has its hash, it is not used
         write_bytes(directory / FIRST_STAGE_FILE, cascade.first_stage)
     if contract.stages != cascade.stages:

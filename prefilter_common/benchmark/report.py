@@ -173,9 +173,10 @@ def _cost_cells(row: BenchmarkRow, recommended: str) -> list[str]:
 
 
 def picture(path: Path, result: BenchmarkResult) -> None:
-    """Draw latency against F1 with the useful frontier; nothing where no row has an F1."""
+    """Draw latency against F1 with the useful frontier; where no row has an F1, remove an earlier run's picture."""
     rows = [row for row in result["rows"] if row["f1"] is not None]
     if not rows:
+        path.unlink(missing_ok=True)
         return
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

@@ -124,7 +124,7 @@ def readings_of(contract: Contract, options: Options) -> list[tuple[int, tuple[S
 
     Raises InputError for a length beyond the model's.
     """
-    lengths = options.max_lengths or [contract.max_length]
+    lengths = list(dict.fromkeys(options.max_lengths or [contract.max_length]))
     if max(lengths) > contract.max_length:
         longest = f"the model reads at most {contract.max_length} tokens"
         raise InputError(f"--max-lengths {max(lengths)}: {longest}; pass that or less")

@@ -30,8 +30,10 @@ from prefilter_common.models.directory import (
     RECOMMENDATION_FILE,
     RUN_FILE,
     VALIDATION_FILE,
+    fingerprints,
     read_contract,
     read_recommendation,
+    read_record,
     require_model_output,
     sha256_of,
 )
@@ -71,12 +73,14 @@ def main(argv: list[str] | None = None) -> int:
 def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
     """Write ``archive``, complete or not at all. Returns its files.
 
-    Raises InputError where ``directory`` is no model of this project, or the archive exists.
+    Raises InputError where ``directory`` is no model of this project or no whole one, or the archive exists.
     """
     if not directory.is_dir() or read_contract(directory) is None:
         raise InputError(f"{directory}: contains no {CONTRACT_FILE}, so no model directory; name one that does")
     if archive.exists():
         raise InputError(f"{archive}: already exists; move it away, or name another output")
+    if resolved(archive).is_relative_to(resolved(directory)):
+        raise InputError(f"{archive}: is inside the model directory; name a place outside {directory}")
     require_files(archive)
     names = deployed(directory)
     files: dict[str, FileRecord] = {
@@ -102,8 +106,16 @@ def deployed(directory: Path) -> list[str]:
     # What runs as bf16 is converted as fp32.
     engine = str(recommended.get("engine")).replace("bf16", "fp32") if recommended else None
     if engine in {path.name for path in directory.iterdir() if path.is_dir()}:
+        made_from = read_record(directory / engine / "engine.json").get("source")
+        if not isinstance(made_from, dict) or not fingerprints(directory).items() <= made_from.items():
+            again = f"python benchmark_inference.py --model {directory}"
+            raise InputError(f"{directory / engine}: was not made from this checkpoint; {again} makes it again")
         kept = [path for path in (directory / engine).rglob("*") if path.is_file()]
         kept += [directory / name for name in RECORDS if (directory / name).is_file()]
+    elif (directory / "adapter_config.json").exists():
+        raise InputError(
+            f"{directory}: an adapter without its base model; python train_qwen_lora.py --merge {directory}"
+        )
     else:
         kept = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
     return sorted(path.relative_to(directory).as_posix() for path in kept)
@@ -115,6 +127,8 @@ def unpack(archive: Path, directory: Path, overwrite: bool = False) -> dict[str,
     Raises:
         InputError: not a bundle; a file that is damaged, missing, or not in its list; or ``directory`` exists.
     """
+    if not archive.is_file():
+        raise InputError(f"{archive}: no such file; check the path")
     require_model_output(directory, overwrite, [archive])
     try:
         with tarfile.open(archive, "r:") as tar:
@@ -129,8 +143,6 @@ def unpack(archive: Path, directory: Path, overwrite: bool = False) -> dict[str,
                     _extract(tar, member, record, partial / member.name, archive)
                 if left:
                     raise InputError(f"{archive}: {min(left)} is missing; copy the archive again")
-    except FileNotFoundError:
-        raise InputError(f"{archive}: no such file; check the path") from None
     except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError):
         raise InputError(f"{archive}: not a bundle, or damaged; copy it again, or pack the model again") from None
     return files

@@ -17,7 +17,7 @@ ENCODER, LINEAR = "encoder", "linear"
 
 @dataclass(frozen=True)
 class Stage:
-    """A reader before the full read: a calibrated P(commerce) of its that lies outside (``low``, ``high``) is final.
+    """A reader before the full read: it decides where its calibrated P(commerce) lies outside (``low``, ``high``).
 
     ``reader`` is ``encoder``, the model itself reading ``max_length`` tokens, or ``linear``, the first stage in the
     file with hash ``sha256``, which decides only where it knows at least a share ``coverage`` of a text's tokens;

@@ -58,7 +58,10 @@ class Run:
                 **{name: digest[:12] for name, digest in model.items()},
             }
             record |= {prefix + name: value for name, value in depends.items()}
-            record[prefix + "threshold"] = [self.threshold, scorer.contract.threshold(self.threshold)]
+            try:
+                record[prefix + "threshold"] = [self.threshold, scorer.contract.threshold(self.threshold)]
+            except InputError as error:
+                raise InputError(f"{scorer.name}: {error}") from None
         return record
 
 
@@ -187,7 +190,7 @@ def count(counts: Counter[str], rows: Iterable[ScoreRow]) -> None:
     """Add to the numbers of ``rows``, of those that are ``commerce``, and of those where the shadow's ``differ``."""
     for row in rows:
         decided = row["is_commerce"]
-        counts.update(rows=1, commerce=decided, differ=row.get("shadow_is_commerce", decided) != decided)
+        counts.update(rows=1, commerce=int(decided), differ=int(row.get("shadow_is_commerce", decided) != decided))
 
 
 def keep_rows(rows: BinaryIO, articles: Iterator[Article], folder: Path) -> Counter[str]:

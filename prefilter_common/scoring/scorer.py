@@ -115,6 +115,8 @@ class Scorer:
         try:
             scorer = cls._open(directory, EngineName.parse(name), "cpu", threads)
         except Unavailable as error:
+            if not any(directory.glob("*config.json")):  # a bundle of this engine, with no checkpoint to fall back on
+                raise
             log.warning(f"the recommended engine is skipped: {error}")
             return None
         stages = recommended_stages(found, scorer.contract)
@@ -136,8 +138,7 @@ class Scorer:
 
         from prefilter_common.models.checkpoints import load_checkpoint
 
-        if device is None:
-            device = own_device()
+        device = own_device() if device is None else device
         check_available(name, str(device))
         if threads:
             torch.set_num_threads(threads)
@@ -212,8 +213,7 @@ class Scorer:
     def _at(self, stage: Stage | None, texts: Sequence[Encoding], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """P(commerce) from a stage, or the full read, and whether that is final: both (n,)."""
         if stage is None:
-            scores = sigmoid(self._log_odds(texts, batch_size) / self.contract.temperature)
-            return scores, np.ones(len(texts), dtype=bool)
+            return sigmoid(self._log_odds(texts, batch_size) / self.contract.temperature), np.ones(len(texts), bool)
         if stage.reader == LINEAR:
             assert self.first_stage is not None and stage.coverage is not None
             log_odds, coverage = self.first_stage([self.tokenizer.own(ids) for ids in texts])

@@ -32,6 +32,7 @@ from pathlib import Path
 from prefilter_common.articles import read_articles
 from prefilter_common.cli import Parser, batch_size, configure_logging, threads
 from prefilter_common.errors import InputError
+from prefilter_common.files import resolved
 from prefilter_common.outputs import kept_directory, partial_name, require_files
 from prefilter_common.scoring.division import write_parts
 from prefilter_common.scoring.engines import ENGINES, EngineName
@@ -150,7 +151,8 @@ def check_paths(options: Options) -> None:
         raise InputError(f"{options.input}: not a file; the articles are read more than once, so write them to one")
     if not options.outputs:
         raise InputError("nothing to write; name an output, --passed or --blocked")
-    twice = [path for path in options.outputs if options.outputs.count(path) > 1]
+    places = [path if path == STANDARD else resolved(path) for path in options.outputs]
+    twice = [path for path, place in zip(options.outputs, places, strict=True) if places.count(place) > 1]
     if twice:
         raise InputError(f"{twice[0]}: is named for two outputs; name another for one of them")
     require_files(*files(options))
@@ -181,7 +183,10 @@ def readable_twice(articles: Path) -> Iterator[Path]:
         copy = Path(folder) / "standard-input.jsonl"
         with copy.open("wb") as out:
             shutil.copyfileobj(sys.stdin.buffer, out)
-        yield copy
+        try:
+            yield copy
+        except InputError as error:
+            raise InputError(str(error).replace(str(copy), "standard input")) from None
 
 
 @contextmanager
