@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from conftest import FILES, call, write_jsonl
 from transformers import AutoModelForSequenceClassification
 
 import train_encoder
-from prefilter_common.articles import CUT_TO, Article, load_articles
+from prefilter_common.articles import CUT_TO, Article, labels_of, load_articles
 from prefilter_common.models.checkpoints import load_checkpoint
+from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.compression import distillation
@@ -23,6 +25,7 @@ from prefilter_common.training.compression.distillation import (
     load_teacher,
     passage,
 )
+from prefilter_common.training.data import Source, load
 from prefilter_common.training.progress import ProgressLog
 
 FLAGS = ["--max-train-samples", 24, "--max-val-samples", 16, "--epochs", 2, "--max-length", 64]
@@ -91,6 +94,34 @@ def test_teachers_of_every_family_and_their_mean(classifiers, data_dir):
 @pytest.fixture(scope="module")
 def teacher(trained):
     return trained / "tiny"
+
+
+def test_a_teacher_reads_everything_in_full(classifiers, tmp_path, data_dir):
+    """Whatever its benchmark recommends, and what its vocabulary would leave to another model."""
+    articles = [*load_articles(data_dir / "test.jsonl")[:3], Article("ꙮꙮꙮ", "ꙮ" * 60)]
+    expected = Scorer.load(classifiers["minilm"]).score(articles)
+    copy = shutil.copytree(classifiers["minilm"], tmp_path / "teacher")
+    write_contract(copy, replace(read_contract(copy), max_unknown=0.1))
+    recommended = {"engine": "pytorch-fp32", "max_length": 8, "stages": [], "avg_ms": 1.0}
+    (copy / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
+    assert Scorer.load(copy).score(articles)[-1] == 0 < expected.min()
+    assert load_teacher([copy], 2, "fp32")(articles) == pytest.approx(expected, abs=1e-6)
+
+
+def test_only_the_teacher_is_heard_of_unlabelled_articles_and_labels_stay_hard(data_dir, tmp_path, classifiers):
+    traffic = [{"title": f"Text {i}", "content": "wo " * i, "label": 1, "commerce_score": 9} for i in range(1, 4)]
+    unlabelled = write_jsonl(tmp_path / "traffic.jsonl", traffic)
+    middle = write_jsonl(tmp_path / "middle.jsonl", [{"title": "Both", "content": "one two", "commerce_score": 9}])
+    tokenizer = ArticleTokenizer.of(load_checkpoint(classifiers["minilm"]).tokenizer)
+    labels = labels_of(load_articles(data_dir / "train.jsonl"))
+    data = load(Source(data_dir, None, None, False, None, [tmp_path], unlabelled))
+    assert data.targets.tolist() == [*labels, 0.5, 0.5, 0.5]
+    texts = DistillationTexts(by_length, tokenizer, data.articles, data.targets, 64)
+    assert texts.of_whole[-3:] == pytest.approx(by_length(data.articles[-3:]))
+    assert texts.of_whole[:-3] == pytest.approx((labels + by_length(data.train)) / 2)
+    data = load(Source(data_dir, None, None, False, middle, [tmp_path], unlabelled))
+    texts = DistillationTexts(by_length, tokenizer, data.articles, data.targets, 64)
+    assert texts.of_whole[-4] == pytest.approx((1 / (1 + np.exp(-4)) + by_length(data.articles[-4:-3])[0]) / 2)
 
 
 @pytest.fixture

@@ -112,6 +112,41 @@ def test_a_run_of_several_seeds_continues_in_the_seed_where_it_stopped(train, tm
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+def stop_at(monkeypatch, train, seed, output, *flags):
+    """Stop a run in the second step of that seed."""
+    begin = ProgressLog.on_step_begin
+
+    def stop(self, args, state, control, **kwargs):
+        if args.seed == seed and state.global_step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return begin(self, args, state, control, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressLog, "on_step_begin", stop)
+        assert train(output, "--seed", 5, *flags) == 143
+
+
+def test_a_run_is_not_continued_with_seeds_that_it_did_not_have(train, tmp_path, monkeypatch, capsys):
+    for before, now, message in (
+        ([], ["--seeds", 2], "the interrupted run had no --seeds; leave that out"),
+        (["--seeds", 2], [], "the interrupted run had --seeds; pass the same"),
+    ):
+        output = tmp_path / f"m{len(before)}"
+        stop_at(monkeypatch, train, 5, output, *before)
+        capsys.readouterr()
+        assert train(output, "--seed", 5, *now, "--resume") == 2
+        assert message in capsys.readouterr().err
+        assert train(output, "--seed", 5, *before, "--resume") == 0
+        assert "continuing after step 2" in capsys.readouterr().err
+
+
+def test_what_an_earlier_job_left_of_later_seeds_is_not_continued(train, tmp_path, monkeypatch, capsys):
+    output, two = tmp_path / "m", ["--seeds", 2]
+    stop_at(monkeypatch, train, 6, output, *two)
+    stop_at(monkeypatch, train, 5, output, *two, "--weight-decay", 0.02)
+    assert train(output, "--seed", 5, *two, "--weight-decay", 0.02, "--resume") == 0
+
+
 def scored(path, n, **fields):
     rows = [
         {"id": f"m{i}", "title": f"Between {i}", "content": f"Neither {i} nor {i * 7} " * 9, **fields} for i in range(n)

@@ -1,7 +1,7 @@
 """What a run trains and validates on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -78,9 +78,13 @@ def load(source: Source) -> Data:
             f"{source.soft_labels}: {len(bare)} articles have no commerce_score, such as {bare[0]}; add it, or delete "
             "them"
         )
-    unlabelled = _load_more(source.unlabelled, source) if source.unlabelled else []
+    targets = labels_of(train) if source.soft_labels is None else soft_targets([*train, *scored])
+    unlabelled: list[Article] = []
+    if source.unlabelled:  # what its articles say of themselves is not heard
+        more = _load_more(source.unlabelled, source)
+        unlabelled = [replace(article, label=None, commerce_score=None) for article in more]
+        targets = np.concatenate([targets, np.full(len(unlabelled), 0.5)])
     articles = [*train, *scored, *unlabelled]
-    targets = labels_of(train) if source.soft_labels is None and not unlabelled else soft_targets(articles)
     vocabulary = load_articles(source.vocabulary_from) if source.vocabulary_from else None
     return Data(train, val, articles, targets, source.teacher or (), vocabulary)
 

@@ -110,8 +110,9 @@ def train_seeds(
     ``seeds`` in the metrics, and ``kept`` says which it is: a seed, or ``mean``.
     """
     from prefilter_common.training.fine_tuning import trained_weights
-    from prefilter_common.training.interruption.resume import seed_folder
+    from prefilter_common.training.interruption.resume import seed_folder, start_seeds
 
+    start_seeds(folder, job.resume)
     metrics, runs, weights = [], [], []
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
     for seed in seeds:

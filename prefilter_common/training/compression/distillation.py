@@ -19,21 +19,23 @@ Teacher = Callable[[Sequence[Article]], np.ndarray]
 
 # Passages of each article per epoch.
 PASSAGES = 3
-# Share of the label in the target of an article that has one. The teacher has mostly learnt these labels.
+# Share of the label, or of what --soft-labels makes of its score, in the target of an article that has one. The teacher
+# has mostly learnt these labels.
 LABEL_SHARE = 0.5
 
 
 def load_teacher(directories: Sequence[Path], batch_size: int, precision: str) -> Teacher:
     """The mean calibrated P(commerce) of the models in ``directories``: n articles in, (n,) float64 out.
 
-    They compute in bf16 where training does (``precision``). Raises InputError for a directory that contains no trained
-    model.
+    They read in full, also what they would leave to another model, and compute in bf16 where training does
+    (``precision``). Raises InputError for a directory that contains no trained model.
     """
     from prefilter_common.scoring import Scorer
 
-    device = None if own_device() == "cpu" else own_device()
-    engine = "pytorch-bf16" if precision == "bf16" else None
-    scorers = [Scorer.load(directory, device, engine) for directory in directories]
+    engine = "pytorch-bf16" if precision == "bf16" else "pytorch-fp32"
+    scorers = [Scorer.load(directory, own_device(), engine) for directory in directories]
+    for scorer in scorers:
+        scorer.contract = replace(scorer.contract, max_unknown=None)
     return lambda articles: np.mean([scorer.score(articles, batch_size) for scorer in scorers], axis=0)
 
 
@@ -48,7 +50,7 @@ class DistillationTexts(TrainingTexts):
         super().__init__(*settings)
         self.teacher = teacher
         said = teacher(self.articles)
-        known = np.array([article.label is not None for article in self.articles])
+        known = np.array([(a.label, a.commerce_score) != (None, None) for a in self.articles])
         self.of_whole = np.where(known, LABEL_SHARE * np.array(self.targets) + (1 - LABEL_SHARE) * said, said)
 
     def start_epoch(self, epoch: int) -> np.ndarray:

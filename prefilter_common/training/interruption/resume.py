@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 RECORD_FILE = "checkpoint.json"
+FROM_SCRATCH = "or start from scratch without --resume"
 
 
 class CheckpointRecord(TypedDict):
@@ -49,6 +50,17 @@ def checkpoint_folder(output: Path) -> Iterator[Path]:
         return
     with kept_directory(target) as folder:
         yield folder
+
+
+def start_seeds(folder: Path, resume: bool) -> None:
+    """Before the first of several seeds: discard what an earlier job left, unless it is to be continued.
+
+    Raises InputError when that trained one model only.
+    """
+    if resume and complete_checkpoints(folder):
+        raise InputError(f"--resume: the interrupted run had no --seeds; leave that out, {FROM_SCRATCH}")
+    if not resume and is_main_process():
+        discard_checkpoints(folder)
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
@@ -96,6 +108,8 @@ def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> P
     """
     wait_for_all()  # for the folder
     found = complete_checkpoints(folder)
+    if resume and any(map(complete_checkpoints, folder.glob("seed-*"))):
+        raise InputError(f"--resume: the interrupted run had --seeds; pass the same, {FROM_SCRATCH}")
     wait_for_all()  # before anything is deleted
     start = None
     if found and resume:
@@ -103,7 +117,7 @@ def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> P
         if changed := _differences(record["settings"], settings):
             raise InputError(
                 f"--resume cannot continue a run with other settings or data: {'; '.join(changed)}; "
-                "restore them, or start from scratch without --resume"
+                f"restore them, {FROM_SCRATCH}"
             )
         log.info(f"continuing after step {record['step']}")
     elif resume:
