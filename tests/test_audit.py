@@ -45,7 +45,8 @@ def test_the_estimates_are_unbiased_and_the_intervals_hold_the_truth(monkeypatch
         units = np.concatenate([rng.choice(m, k, replace=False) for m, k in zip(strata, drawn, strict=True)])
         sample = Sample(stratum, sizes, np.ones(len(units)))
         for name, flags in (("first", first), ("second", second)):
-            found = production(sample, (stratum >= 4).astype(int), commerce[units], flags[units], seed)
+            kind = (stratum >= 4).astype(int)
+            found = production(sample, kind, commerce[units], flags[units], name == "first", seed)
             for rate, true in truth[name].items():
                 low, high = found["intervals"][rate]
                 held[name][rate] += low - 1e-4 <= true <= high + 1e-4
@@ -60,9 +61,30 @@ def test_a_miss_that_was_not_drawn_is_not_no_miss():
     stratum = np.repeat([0, 1], [50, 100])
     commerce, flagged = stratum == 0, stratum == 0
     sample = Sample(stratum, np.array([50, 5_000]), np.ones(150))
-    found = production(sample, stratum, commerce, flagged, 0)
+    found = production(sample, stratum, commerce, flagged, True, 0)
     assert found["recall"] == 1 and found["intervals"]["recall"][0] < 0.5  # 1 of 100 would be 50 of 5,000
     assert found["precision"] == 1 and found["intervals"]["precision"] == [1, 1]  # all of them were labelled
+
+
+@pytest.mark.slow
+def test_of_another_model_none_flagged_in_the_sample_is_not_none_in_the_traffic(monkeypatch):
+    """It flags what the model that drew the sample flags, and 95 of 19,000 others, of which most samples have none."""
+    monkeypatch.setattr("prefilter_common.statistics.survey.DRAWS", 800)
+    rng, runs = np.random.default_rng(3), 300
+    first = np.arange(20_000) < 1_000
+    commerce = np.where(first, rng.random(20_000) < 0.9, rng.random(20_000) < 0.01)
+    other = first | (np.arange(20_000) >= 20_000 - 95)
+    truth = {"precision": commerce[other].mean(), "false_positive_rate": other[~commerce].mean()}
+    held = dict.fromkeys(truth, 0)
+    stratum = np.repeat([0, 1], [100, 300])
+    for seed in range(runs):
+        units = np.concatenate([rng.choice(1_000, 100, replace=False), rng.choice(19_000, 300, replace=False) + 1_000])
+        sample = Sample(stratum, np.array([1_000, 19_000]), np.ones(400))
+        found = production(sample, stratum, commerce[units], other[units], False, seed)
+        for rate, true in truth.items():
+            low, high = found["intervals"][rate]
+            held[rate] += low - 1e-4 <= true <= high + 1e-4
+    assert min(held.values()) >= 0.93 * runs, held
 
 
 def test_rows_go_out_without_labels_and_come_back_with_them(tmp_path):
@@ -79,6 +101,7 @@ def test_rows_go_out_without_labels_and_come_back_with_them(tmp_path):
     where = [int(article.id[1:]) for article in audit.articles]
     section = audit_section(audit, {"m": scores[where], "n": 1 - scores[where]}, {"m": 0.5, "n": 0.5}, "en", 0)
     assert section["random_sample"]
+    assert audit.drawn_by(scores[where], scores[where] >= 0.5) and not audit.drawn_by(1 - scores[where], audit.flags)
     found = section["models"]["m"]
     assert found["precision"] == pytest.approx(truth[scores > 0.5].mean(), abs=0.1)
     assert found["intervals"]["recall"][0] <= (scores > 0.5)[truth].mean() <= found["intervals"]["recall"][1]

@@ -60,7 +60,7 @@ class Production(TypedDict):
 
 
 def production(
-    sample: Sample, kind: np.ndarray, commerce: np.ndarray, flagged: np.ndarray, seed: int,
+    sample: Sample, kind: np.ndarray, commerce: np.ndarray, flagged: np.ndarray, by_flags: bool, seed: int,
     inside: np.ndarray | None = None,
 ) -> Production:  # fmt: skip
     """What a model does to the population, or to a part of it, from a labelled sample.
@@ -74,6 +74,8 @@ def production(
         kind: (n,) whole numbers, which kind of stratum each unit was drawn from.
         commerce: (n,) bool, the label.
         flagged: (n,) bool, what the model decides.
+        by_flags: whether it drew the sample: it flags all of a stratum or none, which then is known, not estimated. Of
+            another model, that none of those drawn is flagged does not mean that none is.
         inside: (n,) bool, the units of the part; all where it is None.
     """
     weights, rng = sample.weights, np.random.default_rng(seed)
@@ -83,13 +85,10 @@ def production(
         of_kind = part & (kind == value)
         size, left = float(weights[of_kind].sum()), _share_left(sample, of_kind)
         some = flagged[of_kind]
-        # Strata of flagged articles have no others: their size is known, not estimated.
-        is_flagged = np.full(DRAWS, float(some[0])) if some.all() or not some.any() else None
-        if is_flagged is None:
-            is_flagged = _draws(rng, some, weights[of_kind], left)
+        is_flagged = np.full(DRAWS, float(some[0])) if by_flags else _draws(rng, some, weights[of_kind], left)
         for f, of_size in ((True, is_flagged), (False, 1 - is_flagged)):
             alike = of_kind & (flagged == f)
-            if not alike.any():
+            if not alike.any() and by_flags:
                 continue
             share = _draws(rng, commerce[alike], weights[alike], left)
             totals[f, True] += size * of_size * share
@@ -118,7 +117,12 @@ def _rates(n: dict[tuple[bool, bool], np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, left: float) -> np.ndarray:
-    """(DRAWS,) shares that a sample of which these were chosen may come from; all equal where nothing is left open."""
+    """(DRAWS,) shares that a sample of which these were chosen may come from; all equal where nothing is left open.
+
+    Where nothing was drawn, all or none.
+    """
+    if not len(chosen):
+        return (rng.random(DRAWS) < 0.5).astype(float)
     share = float(weights[chosen].sum() / weights.sum())
     if left <= 0:
         return np.full(DRAWS, share)

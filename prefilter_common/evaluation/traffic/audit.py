@@ -19,12 +19,17 @@ from prefilter_common.statistics.survey import Production, Sample, production
 KEYS = ("stratum", "stratum_size", "copies", "why")
 # With a larger share missing, the labels are a selection, and say nothing of the traffic as a whole.
 MAX_MISSING = 0.02
+# What ``why`` is in an audit sample.
+DRAWN_BY_FLAGS = {"flagged", "not flagged"}
+# Scores of one model on two machines, or with two engines, may differ by less.
+SAME_SCORE = 1e-3
 
 
 @dataclass(frozen=True)
 class Audit:
     """The labelled articles of a sample; ``sample`` weights them, ``kind`` (n,) says why each was drawn.
 
+    ``flags`` (n,) is what the model that drew it decided, from its ``scores``; None for a review queue.
     ``unlabelled`` is the share of the traffic in strata of which no article was labelled, ``skipped`` the share of the
     rows without a label before the last one with a label: the rows of each kind are in random order, so labels from the
     first row on are a random sample, and labels picked out are not.
@@ -33,6 +38,8 @@ class Audit:
     articles: list[Article]
     sample: Sample
     kind: np.ndarray
+    flags: np.ndarray | None
+    scores: np.ndarray
     unlabelled: float
     skipped: float
 
@@ -40,6 +47,11 @@ class Audit:
     def random(self) -> bool:
         """Whether the labels are a random sample of the whole traffic, nearly without gaps."""
         return max(self.unlabelled, self.skipped) <= MAX_MISSING
+
+    def drawn_by(self, scores: np.ndarray, flags: np.ndarray) -> bool:
+        """Whether the model with these (n,) scores and decisions drew the sample."""
+        same = np.abs(scores - self.scores) < SAME_SCORE
+        return self.flags is not None and bool(same.all()) and np.array_equal(flags, self.flags)
 
 
 class AuditRow(Production):
@@ -113,7 +125,10 @@ def read_audit(path: Path) -> Audit:
     kinds = sorted({row.extra["why"] for row in labelled})
     kind = np.array([kinds.index(row.extra["why"]) for row in labelled])
     unlabelled = 1 - sum(map(sizes.__getitem__, strata)) / sum(sizes.values())
-    return Audit(labelled, sample, kind, unlabelled, _skipped(rows))
+    flags = np.array([row.extra["why"] == "flagged" for row in labelled]) if set(kinds) <= DRAWN_BY_FLAGS else None
+    found = [row.extra.get("score") for row in labelled]
+    scores = np.array([score if isinstance(score, int | float) else np.nan for score in found])
+    return Audit(labelled, sample, kind, flags, scores, unlabelled, _skipped(rows))
 
 
 def _skipped(rows: Sequence[Article]) -> float:
@@ -152,8 +167,8 @@ def audit_section(
         "skipped_share": audit.skipped,
         "models": {
             name: {
-                **_of(audit, commerce, flagged, None, seed),
-                "slices": _by_slice(audit, commerce, flagged, parts, seed),
+                **_of(audit, commerce, flagged, audit.drawn_by(scores[name], flagged), None, seed),
+                "slices": _by_slice(audit, commerce, flagged, audit.drawn_by(scores[name], flagged), parts, seed),
             }
             for name, flagged in flags.items()
             if audit.random
@@ -163,17 +178,21 @@ def audit_section(
 
 
 def _by_slice(
-    audit: Audit, commerce: np.ndarray, flagged: np.ndarray, parts: Sequence[Slice], seed: int
+    audit: Audit, commerce: np.ndarray, flagged: np.ndarray, by_flags: bool, parts: Sequence[Slice], seed: int
 ) -> list[AuditSliceRow]:
     """The slices in which the most journalism is blocked first, and those too small to judge last."""
     rows: list[AuditSliceRow]
-    rows = [{"by": part.by, "value": part.value, **_of(audit, commerce, flagged, part, seed)} for part in parts]
+    rows = [
+        {"by": part.by, "value": part.value, **_of(audit, commerce, flagged, by_flags, part, seed)} for part in parts
+    ]
     return sorted(rows, key=lambda row: (not row["enough"], -(row["false_positive_rate"] or 0.0), -row["n"]))
 
 
-def _of(audit: Audit, commerce: np.ndarray, flagged: np.ndarray, part: Slice | None, seed: int) -> AuditRow:
+def _of(
+    audit: Audit, commerce: np.ndarray, flagged: np.ndarray, by_flags: bool, part: Slice | None, seed: int
+) -> AuditRow:
     inside = np.ones(len(commerce), bool) if part is None else part.members
-    found: Production = production(audit.sample, audit.kind, commerce, flagged, seed, inside)
+    found: Production = production(audit.sample, audit.kind, commerce, flagged, by_flags, seed, inside)
     precision, recall = found["precision"], found["recall"]
     f1 = 2 * precision * recall / (precision + recall) if precision and recall else 0.0
     return {
