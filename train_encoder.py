@@ -62,7 +62,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="learn the scores of this model, or the mean of several, besides the labels",
+        help="learn the scores of this model, or the mean of several, besides the labels, by default at a learning "
+        f"rate of {DISTILLATION.learning_rate:g}",
     )
     smaller.add_argument(
         "--unlabelled", type=Path, metavar="FILE", help="articles without labels, on which only the teacher is heard"

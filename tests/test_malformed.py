@@ -205,6 +205,12 @@ def test_files_of_results(refused, base, tmp_path, script, name, make):
     refused(script, base[script], tmp_path, words=path.name)
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_smoke_run_of_one_label(refused, base, tmp_path, split):
+    argv = [*base[train_encoder], f"--max-{split}-samples", 1]
+    refused(train_encoder, argv, tmp_path, words=f"--max-{split}-samples 1: leaves one label of {split}.jsonl; pass mo")
+
+
 def test_a_mistyped_model(refused, base, tmp_path):
     words = "typo: no such model directory; check the path"
     refused(benchmark_inference, [*base[benchmark_inference], "--model", tmp_path / "typo"], tmp_path, words=words)

@@ -70,6 +70,9 @@ def load(source: Source) -> Data:
             raise InputError(f"{directory}: no such model directory; check the path")
     train = capped(load_split(source.data_dir, "train"), source.max_train_samples)
     val = capped(load_split(source.data_dir, "val"), source.max_val_samples)
+    for name, kept in (("train", train), ("val", val)):
+        if len(set(labels_of(kept).tolist())) < 2:
+            raise InputError(f"--max-{name}-samples {len(kept)}: leaves one label of {name}.jsonl; pass more")
     require_disjoint(source.data_dir, source.allow_overlap)
     scored = _load_more(source.soft_labels, source) if isinstance(source.soft_labels, Path) else []
     bare = [article.id for article in scored if article.commerce_score is None]
