@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = Parser(__doc__)
     parser.add_argument("--model", default="Qwen/Qwen2.5-0.5B", help="hub name or directory of a Qwen2 base model")
-    parser.add_argument("--output", type=Path, default=Path("models/qwen-lora"), help="model directory to write")
+    parser.add_argument("--output", type=Path, help="model directory to write (default: models/qwen-lora)")
     parser.add_argument("--overwrite", action="store_true", help="replace finished models")
     parser.add_argument(
         "--merge",
@@ -99,7 +99,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="names of the layers to update",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if isinstance(args.merge, Path) and args.output:
+        parser.error("--merge DIR writes DIR-merged; leave out --output")
+    args.output = args.output or Path("models/qwen-lora")
+    return args
 
 
 def with_lora(checkpoint: "Checkpoint", adapter: Adapter) -> "Checkpoint":

@@ -161,18 +161,26 @@ def test_a_student_is_a_plain_checkpoint_that_starts_from_the_teachers_layers(tr
 
 
 @pytest.mark.slow
-def test_a_student_agrees_with_its_teacher_where_the_labels_do_not(train, tmp_path, monkeypatch, data_dir):
-    """The teacher calls commerce what is long; nothing in the labels says so."""
+def test_a_student_agrees_with_its_teacher_where_the_labels_do_not(train, tmp_path, monkeypatch):
+    """The teacher calls commerce what has one half of the words; of each half, half is labelled commerce."""
+    rng = np.random.default_rng(0)
+    words = np.array(["sale", "discount", "offer", "price", "buy", "minister", "court", "police", "city", "game"])
+
+    def made(n):
+        texts = [" ".join(rng.choice(words[5 * (i % 2) :][:5], 12)) for i in range(n)]
+        return [{"title": text[:20], "content": text, "label": i // 2 % 2} for i, text in enumerate(texts)]
 
     def says(articles):
-        return np.array([0.99 if len(article.content) > 150 else 0.01 for article in articles])
+        return np.array([0.01 if set(article.content.split()) & set(words[5:]) else 0.99 for article in articles])
 
+    for name, n in (("train", 48), ("val", 16), ("test", 32)):
+        write_jsonl(tmp_path / f"{name}.jsonl", made(n))
     monkeypatch.setattr("prefilter_common.training.fine_tuning.load_teacher", lambda *_: says)
-    monkeypatch.setattr(distillation, "LABEL_SHARE", 0.0)
-    assert train(tmp_path / "m", "--epochs", 6, "--max-train-samples", 48, "--learning-rate", "5e-3") == 0
-    fresh = [
-        passage(article, np.random.default_rng(i)) for i, article in enumerate(load_articles(data_dir / "test.jsonl"))
-    ]
+    monkeypatch.setattr("prefilter_common.training.compression.distillation.LABEL_SHARE", 0.0)
+    flags = ["--data-dir", tmp_path, "--epochs", 4, "--max-train-samples", 48, "--allow-overlap"]
+    flags += ["--learning-rate", "5e-3"]
+    assert train(tmp_path / "m", *flags) == 0
+    fresh = load_articles(tmp_path / "test.jsonl")
     agree = (Scorer.load(tmp_path / "m").score(fresh) > 0.5) == (says(fresh) > 0.5)
     assert agree.mean() > 0.8, agree.mean()
 

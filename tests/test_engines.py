@@ -210,6 +210,12 @@ def test_a_converted_engine_imports_neither_torch_nor_transformers(converted, en
     assert float(score) == pytest.approx(expected, abs=1e-5)
 
 
+def test_models_of_one_thread_are_not_all_on_the_first_core(converted):
+    engine = Scorer.load(converted["minilm"], engine="openvino-fp32", threads=1).engine
+    assert engine._model.get_property("ENABLE_CPU_PINNING") is False
+    assert engine._model.get_property("INFERENCE_NUM_THREADS") == 1
+
+
 def test_threads_do_not_disturb_each_other(converted, articles):
     from concurrent.futures import ThreadPoolExecutor
 

@@ -265,6 +265,8 @@ def test_overwrite_replaces_only_models(refused, tmp_path, data_dir, tiny_encode
     a_folder(tmp_path / "adapter-merged")
     words = "is not a model directory, so --overwrite does not replace it"
     refused(train_qwen_lora, ["--merge", tmp_path / "adapter", "--overwrite"], tmp_path, words=words)
+    flags = ["--merge", tmp_path / "adapter", "--output", tmp_path / "elsewhere"]
+    refused(train_qwen_lora, flags, tmp_path, words="--merge DIR writes DIR-merged; leave out --output")
 
 
 def rows_of(module):

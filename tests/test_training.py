@@ -121,7 +121,10 @@ def test_the_weighted_loss_takes_probabilities():
     logits, targets = torch.randn(8, 2, generator=generator), torch.rand(8, generator=generator)
     log_p = torch.log_softmax(logits, dim=1)
     expected = -((1 - targets) * log_p[:, 0] + targets * log_p[:, 1]).mean()
-    torch.testing.assert_close(weighted_loss(1.0)(SequenceClassifierOutput(logits=logits), targets), expected)
+    outputs = SequenceClassifierOutput(logits=logits)
+    torch.testing.assert_close(weighted_loss(1.0)(outputs, targets), expected)
+    labels = (targets > 0.5).long()
+    torch.testing.assert_close(weighted_loss(5.0)(outputs, labels.float()), weighted_loss(5.0)(outputs, labels))
 
 
 def test_soft_targets_follow_the_score_unless_the_label_was_corrected():

@@ -167,7 +167,8 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": "f32" if fp32 else "bf16",
         }
         if threads:
-            settings["INFERENCE_NUM_THREADS"] = threads
+            # Pinned, the threads of several models would all be on the first cores.
+            settings |= {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
         self._model = core.compile_model(folder / "model.xml", "CPU", settings)
         self._requests = threading.local()  # a request keeps the inputs and outputs of one call
         self.precision = _executed_precision(self._model)

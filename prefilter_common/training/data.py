@@ -70,9 +70,6 @@ def load(source: Source) -> Data:
             raise InputError(f"{directory}: no such model directory; check the path")
     train = capped(load_split(source.data_dir, "train"), source.max_train_samples)
     val = capped(load_split(source.data_dir, "val"), source.max_val_samples)
-    for name, kept in (("train", train), ("val", val)):
-        if len(set(labels_of(kept).tolist())) < 2:
-            raise InputError(f"--max-{name}-samples {len(kept)}: leaves one label of {name}.jsonl; pass more")
     require_disjoint(source.data_dir, source.allow_overlap)
     scored = _load_more(source.soft_labels, source) if isinstance(source.soft_labels, Path) else []
     bare = [article.id for article in scored if article.commerce_score is None]
@@ -90,6 +87,13 @@ def load(source: Source) -> Data:
     articles = [*train, *scored, *unlabelled]
     vocabulary = load_articles(source.vocabulary_from) if source.vocabulary_from else None
     return Data(train, val, articles, targets, source.teacher or (), vocabulary)
+
+
+def require_both_labels(data: Data) -> None:
+    """Raise InputError where a cap leaves a split with one label, from which no probe can be fitted."""
+    for name, articles in (("train", data.train), ("val", data.val)):
+        if len(np.unique(labels_of(articles))) < 2:
+            raise InputError(f"--max-{name}-samples {len(articles)}: leaves one label of {name}.jsonl; pass more")
 
 
 def _load_more(path: Path, source: Source) -> Sequence[Article]:

@@ -167,9 +167,9 @@ def weighted_loss(cost_of_blocking: float) -> Callable[..., torch.Tensor]:
         outputs: SequenceClassifierOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
         logits = outputs.logits.float()
-        if labels.is_floating_point():
-            labels = torch.stack([1 - labels, labels], dim=1).to(logits.dtype)
-        return torch.nn.functional.cross_entropy(logits, labels, weights.to(logits.device))
+        shares = torch.stack([1 - labels, labels], dim=1).to(logits.dtype)
+        weighted = shares * weights.to(logits.device)
+        return -(weighted * logits.log_softmax(dim=1)).sum() / weighted.sum()
 
     return loss
 

@@ -66,7 +66,9 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     """Add the flags that both training scripts share."""
     data = parser.add_argument_group("data")
     data.add_argument("--data-dir", type=Path, default=Path("splits"), help="folder with train.jsonl and val.jsonl")
-    data.add_argument("--max-train-samples", type=count, metavar="N", help="train on only N articles, a smoke run")
+    data.add_argument(
+        "--max-train-samples", type=count, metavar="N", help="train on only N articles of each file, a smoke run"
+    )
     data.add_argument("--max-val-samples", type=count, metavar="N", help="validate on only N articles, a smoke run")
     data.add_argument(
         "--allow-overlap", action="store_true", help="train even where articles of train are also in val or test"

@@ -16,7 +16,7 @@ from prefilter_common.articles import Article, labels_of
 from prefilter_common.models.base_models import FAMILIES, locate_base
 from prefilter_common.models.directory import VALIDATION_FILE, write_predictions, write_records
 from prefilter_common.processes import is_main_process, own_device, shared_directory
-from prefilter_common.training.data import Data, load
+from prefilter_common.training.data import Data, load, require_both_labels
 from prefilter_common.training.provenance import Job, TrainingRun, provenance, settings_to_continue
 from prefilter_common.training.recipe import FROZEN_LAYERS, Recipe
 
@@ -49,6 +49,8 @@ def train_model_directory(job: Job, recipe: Recipe, argv: Sequence[str] | None, 
         InputError: before anything is written.
     """
     data = load(job.source)
+    if recipe.probe_first:
+        require_both_labels(data)
     locate_base(job.model)
     from prefilter_common.training.fine_tuning import resolve_precision
     from prefilter_common.training.interruption.failures import named_failures
