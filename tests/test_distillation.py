@@ -158,6 +158,8 @@ def test_a_student_is_a_plain_checkpoint_that_starts_from_the_teachers_layers(tr
     assert [set(files) for files in run["teachers"]] == [{"config.json", "model.safetensors", "tokenizer.json",
                                                           "tokenizer_config.json"}]  # fmt: skip
     assert f"--teacher {teacher} --unlabelled {unlabelled} --layers 1" in run["repeat"]
+    card = (student / "README.md").read_text(encoding="utf-8")
+    assert "on 33 articles of\n`" in card and f" and `{unlabelled}` (sha256 `" in card
 
 
 @pytest.mark.slow
@@ -206,8 +208,13 @@ def test_a_stopped_student_continues_with_the_same_teacher_only(train, teacher, 
     good = (copy / "model.safetensors").rename(tmp_path / "good")
     (copy / "model.safetensors").write_bytes(weights)
     assert train(tmp_path / "m", "--teacher", copy, "--resume") == 2
-    assert "the teachers" in capsys.readouterr().err
+    assert "what the teachers say has changed; the base model has changed; restore" in capsys.readouterr().err
     good.replace(copy / "model.safetensors")
+    contract = read_contract(copy)
+    write_contract(copy, replace(contract, temperature=9.0))
+    assert train(tmp_path / "m", "--teacher", copy, "--resume") == 2
+    assert "what the teachers say has changed; restore" in capsys.readouterr().err
+    write_contract(copy, contract)
     assert train(tmp_path / "m", "--teacher", copy, "--resume") == 0
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("m", "whole"))
     assert one == other

@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from prefilter_common.models.contract import Contract
 from prefilter_common.runinfo import RunInfo
 
+# Roles of files, as run.json has them.
+TRAINED_ON = ("train", "soft_labels", "unlabelled")
+
 
 def model_card(name: str, contract: Contract, metrics: Mapping, run: RunInfo | Mapping, adapter: bool = False) -> str:
     """README.md of a model directory; ``adapter`` when it contains a LoRA adapter, not a whole checkpoint."""
-    data = run["data"]["train"]
+    trained_on = [run["data"][role] for role in TRAINED_ON if role in run["data"]]
+    files = " and ".join(f"`{data['file']}` (sha256 `{data['sha256'][:12]}`)" for data in trained_on)
     loading = (
         f"""from peft import AutoPeftModelForSequenceClassification
     model = AutoPeftModelForSequenceClassification.from_pretrained("{name}")"""
@@ -25,8 +29,8 @@ base_model: {contract.base_model}
 # {name}
 
 Tells commerce (deals, affiliate pieces, shopping guides, product promotion) from journalism.
-Fine-tuned from `{contract.base_model}` on {metrics["train_articles"]} articles
-(`{data["file"]}`, sha256 `{data["sha256"][:12]}`).
+Fine-tuned from `{contract.base_model}` on {metrics["train_articles"]} articles of
+{files}.
 
 | validation ({metrics["val_articles"]} articles) | F1 | precision | recall | accuracy |
 |---|---|---|---|---|

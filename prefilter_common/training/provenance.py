@@ -1,6 +1,8 @@
 """What made a model: for ``run.json``, for the command that repeats it, and for what ``--resume`` must find alike."""
 
 import argparse
+import hashlib
+import json
 import os
 import shlex
 import sys
@@ -9,7 +11,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from prefilter_common.models.directory import fingerprints
+from prefilter_common.models.contract import Contract
+from prefilter_common.models.directory import fingerprints, read_contract
 from prefilter_common.processes import process_count
 from prefilter_common.runinfo import RunInfo, run_info
 from prefilter_common.splits.guard import manifest_record
@@ -136,6 +139,12 @@ def settings_to_continue(job: Job, recipe: Recipe, run: TrainingRun) -> dict[str
             f"{role}.jsonl" if role in ("train", "val") else f"the file of --{role.replace('_', '-')}": data["sha256"]
             for role, data in run["data"].items()
         },
-        "the teachers": run["teachers"],
+        **({"what the teachers say": _digest(job.source.teacher, run)} if job.source.teacher else {}),
         "the base model": run["base_model"]["sha256"],
     }
+
+
+def _digest(teachers: Sequence[Path], run: TrainingRun) -> str:
+    """sha256 of what the teachers' scores depend on: their files and temperatures."""
+    temperatures = [(read_contract(directory) or Contract()).temperature for directory in teachers]
+    return hashlib.sha256(json.dumps([run["teachers"], temperatures]).encode()).hexdigest()
