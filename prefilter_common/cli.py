@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,9 @@ from prefilter_common.errors import InputError, RunError, Stopped
 from prefilter_common.processes import is_main_process
 
 log = logging.getLogger(__name__)
+
+# How much later than another process of its job the main one may reach the same error.
+SECONDS_TO_PRINT = 3
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
@@ -75,8 +79,10 @@ def exit_code(main: Callable[[], int]) -> int:
 def _report(error: BaseException) -> int:
     """Print what ended the script. Returns the exit code."""
     if isinstance(error, InputError):
-        if is_main_process():  # every process of a job reads the same input
+        if is_main_process():
             _print_end("error", str(error))
+        else:  # every process of a job reads the same input, and once one has ended the launcher stops the others
+            time.sleep(SECONDS_TO_PRINT)
         return 2
     if isinstance(error, (KeyboardInterrupt, Stopped)):
         _print_end("interrupted", *(_notes(error) or ["no unfinished output was left behind"]))
