@@ -193,6 +193,23 @@ def test_slices_without_commerce_have_no_recall_of_zero(page):
     assert cells[1] == "0" and cells[4:7] == ["–", "–", "–"]  # F1, precision, recall
 
 
+@pytest.mark.parametrize(
+    ("wrong", "languages", "words"),
+    [
+        ((), ["en"] * 30 + ["el"] * 30, "no errors"),
+        ((59,), ["en"] * 55 + ["el"] * 5, "no errors in the slices that are large enough to judge"),
+        ((59,), ["en"] * 60, "no slice is large enough to judge"),
+    ],
+)
+def test_a_slice_without_errors_is_not_one_too_small_to_judge(page, wrong, languages, words):
+    test = [Article("title", f"text number {i:02}", i % 2, f"{i}", language) for i, language in enumerate(languages)]
+    scores = labels_of(test) * 0.8 + 0.1
+    scores[list(wrong)] = 1 - scores[list(wrong)]
+    data = evaluation(["a"])
+    data["models"]["a"] |= model_row(test, Scored(scores, np.full(60, 10), 256, 1.0, {"default": 0.5}), 0)
+    assert f'<b><bdi class="name">a</bdi></b>: {words}</summary>' in page(data)[0]
+
+
 def test_every_line_has_its_label_and_equal_models_can_be_told_apart(page):
     data = evaluation(["a", "b"])
     data["models"]["b"] = {**data["models"]["a"]}
