@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -208,6 +209,23 @@ def test_a_slice_without_errors_is_not_one_too_small_to_judge(page, wrong, langu
     data = evaluation(["a"])
     data["models"]["a"] |= model_row(test, Scored(scores, np.full(60, 10), 256, 1.0, {"default": 0.5}), 0)
     assert f'<b><bdi class="name">a</bdi></b>: {words}</summary>' in page(data)[0]
+
+
+def test_why_there_is_no_high_precision_threshold_is_said_once(page):
+    """Without validation articles it is not that they show none: the warnings tell the two apart."""
+    test = articles(60)
+    models = {"a": replace(scored(labels_of(test), None, 0), thresholds={"default": 0.5})}
+    rows = {"a": {**model_row(test, models["a"], 0), **LATENCY}}
+    options = Options(evaluation.output, REFERENCE, 32, 5, 0.95, None, 0)
+    data = {
+        "_run": provenance("t"),
+        "_manifest": None,
+        **compare_models(Data(test, None, None, None), models, rows, options),
+    }
+    html, _ = page(data)
+    assert "only the default threshold for a: no validation scores" in html
+    (caution,) = re.findall(r">(No high-precision threshold.*?)</p>", html)
+    assert re.sub("<.*?>", "", caution) == "No high-precision threshold for a (see Warnings)."
 
 
 def test_every_line_has_its_label_and_equal_models_can_be_told_apart(page):
