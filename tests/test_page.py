@@ -228,6 +228,14 @@ def test_why_there_is_no_high_precision_threshold_is_said_once(page):
     assert re.sub("<.*?>", "", caution) == "No high-precision threshold for a (see Warnings)."
 
 
+def test_the_copies_counted_are_test_articles(page):
+    data = evaluation(["a"])
+    data["_integrity"] |= {"n_train": 20, "n_test": 60, "n_exact": 20, "n_near": 40, "n_contained": 0}
+    text = " ".join("".join(page(data)[1].text).split())
+    assert "Of the 60 test articles, found among the 20 training articles: 20 exactly, 40 nearly, 0 in part." in text
+    assert "are not found" not in text
+
+
 def test_every_line_has_its_label_and_equal_models_can_be_told_apart(page):
     data = evaluation(["a", "b"])
     data["models"]["b"] = {**data["models"]["a"]}
