@@ -156,6 +156,7 @@ def audit_section(
     """
     commerce = labels_of(audit.articles) == COMMERCE
     flags = {name: found >= thresholds[name] for name, found in scores.items()}
+    by_flags = {name: audit.drawn_by(scores[name], flagged) for name, flagged in flags.items()}
     parts = [part for part in article_slices(audit.articles) if part.by != "source"]
     parts += crossed_slices(audit.articles)
     named = traffic_slices(audit.articles, main)
@@ -167,8 +168,8 @@ def audit_section(
         "skipped_share": audit.skipped,
         "models": {
             name: {
-                **_of(audit, commerce, flagged, audit.drawn_by(scores[name], flagged), None, seed),
-                "slices": _by_slice(audit, commerce, flagged, audit.drawn_by(scores[name], flagged), parts, seed),
+                **_of(audit, commerce, flagged, by_flags[name], None, seed),
+                "slices": _by_slice(audit, commerce, flagged, by_flags[name], parts, seed),
             }
             for name, flagged in flags.items()
             if audit.random
