@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from prefilter_common.models.checkpoints import load_base_model
-from prefilter_common.training.cpu import ATTENTION, _attend, faster_attention
+from prefilter_common.training.acceleration import ATTENTION, _attend, faster_attention
 
 
 def losses_and_gradients(model, inputs):

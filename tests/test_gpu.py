@@ -12,7 +12,9 @@ import evaluate_models
 import train_encoder
 import train_qwen_lora
 from prefilter_common.articles import load_articles
+from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.scoring import Scorer
+from prefilter_common.training.acceleration import StepGraphs
 from prefilter_common.training.progress import ProgressLog
 
 pytestmark = [
@@ -65,3 +67,34 @@ def test_evaluation_and_benchmark_use_the_gpu(trained, data_dir, tmp_path):
     assert call(benchmark_inference, [*common, *flags]) == 0
     rows = json.loads((tmp_path / "benchmark_tiny_cuda.json").read_text())
     assert rows["conditions"]["device"] == "cuda"
+
+
+def test_a_graph_of_a_step_gives_its_loss_and_its_gradients(tiny_models):
+    model = load_base_model(str(tiny_models["minilm"]), max_length=64, seed=1).model.to("cuda")
+    random = torch.Generator().manual_seed(0)
+
+    def batch(n_tokens):
+        ids = torch.randint(5, 200, (4, n_tokens), generator=random)
+        labels = torch.randint(0, 2, (4,), generator=random)
+        return {"input_ids": ids.cuda(), "attention_mask": torch.ones_like(ids).cuda(), "labels": labels.cuda()}
+
+    def step(inputs):
+        loss = model(**inputs).loss
+        loss.backward()
+        return loss.detach()
+
+    def gradients():
+        found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad()
+        return found
+
+    model.eval()
+    graphs = StepGraphs(step, model)
+    for n_tokens in (16, 32, 16, 32, 16):  # without, without, recorded, recorded, replayed
+        inputs = batch(n_tokens)
+        loss, ours = graphs(inputs), gradients()
+        expected, own = step(inputs), gradients()
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-6) and ours.keys() == own.keys()
+        assert all(torch.allclose(ours[name], own[name], atol=1e-6) for name in own)
+    graphs = StepGraphs(step, model.train())
+    assert len({round(graphs(inputs).item(), 6) for _ in range(4)}) == 4  # dropout is drawn anew in each

@@ -11,8 +11,9 @@ from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
+from prefilter_common.training.acceleration import resolve_precision
 from prefilter_common.training.data import soft_targets
-from prefilter_common.training.fine_tuning import resolve_precision, weighted_loss
+from prefilter_common.training.fine_tuning import weighted_loss
 from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts

@@ -123,9 +123,9 @@ class ArticleTokenizer:
         """The tokens of the article itself, without the special ones around them."""
         return ids[len(self._first) : len(ids) - len(self._last)]
 
-    def pad(self, encodings: Sequence[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-        """``input_ids`` and ``attention_mask``, both (n, longest) int64, padded on the right."""
-        width = max(len(ids) for ids in encodings)
+    def pad(self, encodings: Sequence[list[int]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` and ``attention_mask``, both (n, longest or ``width``) int64, padded on the right."""
+        width = max(width, *(len(ids) for ids in encodings))
         input_ids = np.full((len(encodings), width), self.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros_like(input_ids)
         for row, ids in enumerate(encodings):

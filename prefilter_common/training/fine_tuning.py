@@ -23,11 +23,10 @@ from prefilter_common.articles import format_input, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
-from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
+from prefilter_common.training.acceleration import Inputs, StepGraphs, faster_attention, keep_freed_memory
 from prefilter_common.training.compression.distillation import DistillationTexts, load_teacher
-from prefilter_common.training.cpu import faster_attention, keep_freed_memory
 from prefilter_common.training.data import Data
 from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import TrainingMetrics, curve_entry
@@ -36,27 +35,11 @@ from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTex
 
 log = logging.getLogger(__name__)
 
+# On a GPU batches are padded to multiples of so many tokens, since each shape of a batch has its own graph.
+WIDTH_STEP = 64
 # A share of unknown tokens above this means that the tokenizer is not the model's own, or does not cover these
 # languages. Multilingual vocabularies stay below 0.5 %.
 MAX_UNKNOWN = 0.1
-
-
-def resolve_precision(recipe: Recipe) -> str:
-    """fp32, fp16 or bf16. ``auto`` is ``recipe.cuda_precision`` on CUDA, and on a CPU bf16 only where it is native.
-
-    A CPU without bf16 instructions emulates them, 390 times slower than fp32 where that was measured (AVX2). Raises
-    InputError for a precision that the device lacks.
-    """
-    cuda = torch.cuda.is_available()
-    if recipe.precision == "auto":
-        if cuda:
-            return recipe.cuda_precision
-        return "bf16" if has_bf16("pytorch", "cpu") else "fp32"
-    if recipe.precision == "fp16" and not cuda:
-        raise InputError("--precision fp16 needs a CUDA device; pass auto, fp32 or bf16")
-    if recipe.precision == "bf16" and cuda and not has_bf16("pytorch", "cuda"):
-        raise InputError("--precision bf16: this GPU has no bf16 arithmetic; pass auto, fp32 or fp16")
-    return recipe.precision
 
 
 def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: CheckpointSaver) -> TrainingMetrics:
@@ -135,7 +118,7 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
         args=_training_arguments(recipe, saver),
         train_dataset=train_texts,
         eval_dataset=val_texts,
-        data_collator=partial(_padded, tokenizer),
+        data_collator=partial(_padded, tokenizer, max_length),
         # The model's own is the same where every target is a label.
         compute_loss_func=None if plain else weighted_loss(recipe.cost_of_blocking),
         compute_metrics=_eval_metrics,
@@ -146,12 +129,18 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
     # A decoder's forward pass accepts the arguments of a token-wise loss, so the trainer assumes a sum over the global
     # batch and scales it by processes and accumulation steps. A classifier's loss is a mean.
     trainer.model_accepts_loss_kwargs = False
+    if torch.cuda.is_available() and trainer.args.world_size == recipe.gradient_accumulation_steps == 1:
+        trainer.graphs = StepGraphs(trainer.eager_step, checkpoint.model)
     return trainer
 
 
-def _padded(tokenizer: ArticleTokenizer, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+def _padded(tokenizer: ArticleTokenizer, max_length: int, rows: Sequence[dict[str, Any]]) -> Inputs:
     """A batch of what ``TrainingTexts`` gives; transformers' own collator takes 3 ms."""
-    input_ids, attention_mask = map(torch.from_numpy, tokenizer.pad([row["input_ids"] for row in rows]))
+    encodings = [row["input_ids"] for row in rows]
+    width = max(map(len, encodings))
+    if torch.cuda.is_available():
+        width = min(-(-width // WIDTH_STEP) * WIDTH_STEP, max_length)
+    input_ids, attention_mask = map(torch.from_numpy, tokenizer.pad(encodings, width))
     labels = torch.tensor([row["labels"] for row in rows])
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
@@ -161,14 +150,12 @@ def weighted_loss(cost_of_blocking: float) -> Callable[..., torch.Tensor]:
 
     Labels may be 0 and 1, or probabilities of commerce.
     """
-    weights = torch.tensor([cost_of_blocking, 1.0])
 
     def loss(
         outputs: SequenceClassifierOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
     ) -> torch.Tensor:
         logits = outputs.logits.float()
-        shares = torch.stack([1 - labels, labels], dim=1).to(logits.dtype)
-        weighted = shares * weights.to(logits.device)
+        weighted = torch.stack([cost_of_blocking * (1 - labels), labels], dim=1).to(logits.dtype)
         return -(weighted * logits.log_softmax(dim=1)).sum() / weighted.sum()
 
     return loss
@@ -241,6 +228,13 @@ def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:
 
 class _LengthGroupedTrainer(Trainer):
     first_epoch = 0
+    graphs: StepGraphs | None = None
+
+    def eager_step(self, batch: Inputs) -> torch.Tensor:
+        return super().training_step(self.model_wrapped, batch)
+
+    def training_step(self, model: torch.nn.Module, inputs: Inputs, *counts: Any) -> torch.Tensor:
+        return self.graphs(inputs) if self.graphs else super().training_step(model, inputs, *counts)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         n = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size

@@ -52,7 +52,7 @@ def train_model_directory(job: Job, recipe: Recipe, argv: Sequence[str] | None, 
     if recipe.probe_first:
         require_both_labels(data)
     locate_base(job.model)
-    from prefilter_common.training.fine_tuning import resolve_precision
+    from prefilter_common.training.acceleration import resolve_precision
     from prefilter_common.training.interruption.failures import named_failures
     from prefilter_common.training.interruption.resume import checkpoint_folder, discard_checkpoints
 
