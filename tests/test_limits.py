@@ -61,3 +61,13 @@ def test_short_articles_cannot_choose(articles):
 def test_thresholds_at_the_ends_are_no_accident(articles):
     labels, full, short, n_tokens, _ = articles
     assert choose(labels, full, {64: short}, n_tokens, {"default": 0.0, "never": 1.0})[0] is None
+
+
+def test_an_article_that_is_wrong_moves_one_limit_alone(articles):
+    labels, full, short, n_tokens, _ = articles
+    stage, note = choose(labels, full, {64: short}, n_tokens)
+    wrong = short.copy()
+    wrong[1] = expit(-7.5)  # commerce that looks like journalism, surer than any other
+    other, other_note = choose(labels, full, {64: wrong}, n_tokens)
+    assert other.low < expit(-7.5 / other.temperature) and other.high == pytest.approx(stage.high, abs=0.02)
+    assert note["tokens"] < other_note["tokens"] < 0.9

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TypedDict
 
 import numpy as np
@@ -11,8 +12,10 @@ from prefilter_common.models.contract import ENCODER, Stage
 from prefilter_common.statistics.calibration import at_temperature, fit_temperature
 from prefilter_common.statistics.metrics import f1_at
 
-# How far beyond the thresholds a stage's score must lie to be final, in log-odds.
-MARGINS = np.arange(0.25, 8.01, 0.25)
+# How far beyond the thresholds a stage's score must lie to be final, in log-odds, from the widest on.
+MARGINS = np.arange(8.0, 0.24, -0.25)
+# An upper limit that no score reaches.
+UNREACHABLE = 1.0
 # With fewer articles, a stage can be neither calibrated nor judged; for a short read, those that it cuts count.
 ENOUGH_ARTICLES = 20
 # A short read that saves a smaller share of the tokens, or a first stage that decides a smaller share of the articles,
@@ -57,19 +60,24 @@ def limits_of(trials: Sequence[Trial], thresholds: Mapping[str, float]) -> tuple
 
     A score is final where it lies at least a margin outside all operating points, so no decision at any of them rests
     on an uncertain score. A margin qualifies only if under it, and under every larger one, F1 at every operating point
-    is in every trial no lower than the full read's: a single margin that happens to do well is luck. Whether the choice
-    holds must be judged on other articles.
+    is in every trial no lower than the full read's: a single margin that happens to do well is luck. Each side has its
+    own, the lower one chosen first, so that an article which a stage gets wrong moves one limit alone; a side without a
+    margin that qualifies decides nothing. Whether the choice holds must be judged on other articles.
     """
-    found = None
-    for margin in MARGINS[::-1]:
-        low = float(expit(logit(_inside(min(thresholds.values()))) - margin))
-        high = float(expit(logit(_inside(max(thresholds.values()))) + margin))
-        for trial in trials:
-            scores = np.where(trial.uncertain(low, high), trial.later, trial.own)
-            if any(f1_at(trial.labels, scores, t) < f1_at(trial.labels, trial.full, t) for t in thresholds.values()):
-                return found
-        found = round(low, 6), round(high, 6)
-    return found
+
+    def keep_f1(low: float, high: float) -> bool:
+        scores = [np.where(trial.uncertain(low, high), trial.later, trial.own) for trial in trials]
+        return all(
+            f1_at(trial.labels, own, t) >= f1_at(trial.labels, trial.full, t)
+            for trial, own in zip(trials, scores, strict=True)
+            for t in thresholds.values()
+        )
+
+    lowest, highest = (logit(_inside(t)) for t in (min(thresholds.values()), max(thresholds.values())))
+    lows = list(takewhile(lambda low: keep_f1(low, UNREACHABLE), np.round(expit(lowest - MARGINS), 6).tolist()))
+    low = lows[-1] if lows else 1 - UNREACHABLE
+    highs = list(takewhile(lambda high: keep_f1(low, high), np.round(expit(highest + MARGINS), 6).tolist()))
+    return (low, highs[-1] if highs else UNREACHABLE) if lows or highs else None
 
 
 def choose_short_read(
