@@ -49,10 +49,12 @@ def weights(model):
 
 
 def test_the_best_seed_is_kept_and_each_is_reported(train, alone, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(prefilter_common.training.run, "validate", lambda *_: GOOD | {"eval_f1": -1.0})
+    expected = [read(alone / str(seed)) for seed in (5, 6, 7)]
+    above_average = sum(row["eval_loss"] for row in expected) / 3 + 1e-6
+    monkeypatch.setattr(prefilter_common.training.run, "validate", lambda *_: GOOD | {"eval_loss": above_average})
     output = tmp_path / "m"
     assert train(output, "--seed", 5, "--seeds", 3, "--recipe", "lp-ft") == 0
-    metrics, expected = read(output), [read(alone / str(seed)) for seed in (5, 6, 7)]
+    metrics = read(output)
     assert [row["seed"] for row in metrics["seeds"]] == [5, 6, 7]
     assert [row["eval_loss"] for row in metrics["seeds"]] == [row["eval_loss"] for row in expected]
     best = max(expected, key=lambda row: (row["eval_f1"], -row["eval_loss"]))
@@ -66,11 +68,13 @@ def test_the_best_seed_is_kept_and_each_is_reported(train, alone, tmp_path, monk
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_mean_of_the_weights_is_kept_where_it_is_better(train, alone, tmp_path, monkeypatch):
-    monkeypatch.setattr(prefilter_common.training.run, "validate", lambda *_: GOOD)
+def test_the_mean_of_the_weights_is_kept_where_it_is_better_than_the_average(train, alone, tmp_path, monkeypatch):
+    losses = [read(alone / str(seed))["eval_loss"] for seed in (5, 6, 7)]
+    figures = GOOD | {"eval_f1": 0.0, "eval_loss": sum(losses) / 3 - 1e-9}  # worse than the best in either figure
+    monkeypatch.setattr(prefilter_common.training.run, "validate", lambda *_: figures)
     output = tmp_path / "m"
     assert train(output, "--seed", 5, "--seeds", 3, "--recipe", "lp-ft") == 0
-    assert read(output)["kept"] == "mean" and read(output)["eval_f1"] == 1.1
+    assert read(output)["kept"] == "mean" and read(output)["eval_f1"] == 0.0
     assert "The mean of the weights of 3 runs; " in (output / "README.md").read_text(encoding="utf-8")
     parts = [weights(alone / str(seed)) for seed in (5, 6, 7)]
     for name, weight in weights(output).items():

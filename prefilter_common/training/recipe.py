@@ -87,7 +87,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     add("--warmup-ratio", fraction, "share of the steps during which the learning rate rises")
     add("--weight-decay", fraction, "weight decay of AdamW, per step and relative to the learning rate")
     add("--seed", seed, "random seed of the new head, the order of the articles and dropout")
-    add("--seeds", whole_number(1, 100), "runs, seeded --seed and up; the best on validation, or their mean, is kept")
+    add("--seeds", whole_number(1, 100), "runs, seeded --seed and up, whose mean is kept, or the best on validation")
     recipe.add_argument(
         "--cost-of-blocking",
         type=positive_float,

@@ -106,10 +106,11 @@ def keep_tokens_of(checkpoint: "Checkpoint", articles: Sequence[Article]) -> "Ch
 def train_seeds(
     job: Job, recipe: Recipe, data: Data, folder: Path, argv: Sequence[str] | None, adapt: "Adapt | None"
 ) -> Trained:
-    """Fine-tune ``recipe.seeds`` models; keep the best on validation of these and of the mean of their weights.
+    """Fine-tune ``recipe.seeds`` models; keep the mean of their weights or, where that does harm, the best of them.
 
-    The mean is a model soup (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). The runs' figures become
-    ``seeds`` in the metrics, and ``kept`` says which it is: a seed, or ``mean``.
+    The mean is a model soup (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). The best of several on validation
+    owes some of its lead to luck and the mean does not, so it is kept unless its log loss there is above their average.
+    The runs' figures become ``seeds`` in the metrics, and ``kept`` says which it is: a seed, or ``mean``.
     """
     from prefilter_common.training.fine_tuning import trained_weights
     from prefilter_common.training.interruption.resume import seed_folder, start_seeds
@@ -127,7 +128,7 @@ def train_seeds(
         {"seed": seed, "eval_f1": row["eval_f1"], "eval_loss": row["eval_loss"], "best_epoch": row["best_epoch"]}
         for seed, row in zip(seeds, metrics, strict=True)
     ]
-    best = max(range(len(seeds)), key=lambda i: by_validation(metrics[i]))
+    best = max(range(len(seeds)), key=lambda i: (rows[i]["eval_f1"], -rows[i]["eval_loss"]))
     # What is frozen is the same in each, so that the last model can take the weights of any.
     model = one.checkpoint.model
     model.load_state_dict({name: sum(w[name] for w in weights) / len(seeds) for name in weights[0]}, strict=False)
@@ -137,7 +138,7 @@ def train_seeds(
         f"{len(seeds)} seeds | validation f1 {np.mean(f1):.3f} ± {np.std(f1, ddof=1):.3f}, {min(f1):.3f} to "
         f"{max(f1):.3f} | mean of their weights {figures['eval_f1']:.3f}"
     )
-    use_mean = by_validation(figures) > by_validation(metrics[best])
+    use_mean = figures["eval_loss"] <= np.mean([row["eval_loss"] for row in rows])
     if not use_mean:
         model.load_state_dict(weights[best], strict=False)
     log.info(f"keeping {'the mean' if use_mean else f'seed {seeds[best]}'}")
@@ -145,11 +146,6 @@ def train_seeds(
     if use_mean:
         chosen.update(figures)
     return Trained(one.checkpoint, chosen, runs[0])
-
-
-def by_validation(metrics: "ValidationFigures") -> tuple[float, float]:
-    """By which the best of several models is kept: validation F1 and, among equals, log loss."""
-    return metrics["eval_f1"], -metrics["eval_loss"]
 
 
 def prepare(checkpoint: "Checkpoint", data: Data, recipe: Recipe, fit: bool) -> None:
