@@ -122,3 +122,11 @@ def test_int8_is_calibrated_on_articles_in_full_and_at_the_length_of_a_feed():
     assert len({article.title for article in chosen}) == CALIBRATION_ARTICLES  # no article twice
     assert 0 < sum(article.label for article in whole) < len(whole)
     assert len(calibration_articles(train[:1])) == 1
+
+
+def test_a_first_stage_is_fitted_on_whole_articles_and_judged_at_the_length_of_the_benchmark(feed):
+    whole = articles(40)
+    short = cut_like(whole, content_lengths(feed))
+    data = Data([], [], train=short, whole_train=whole).comparing(1000)
+    assert data.fitting == [article for i, article in enumerate(whole) if i % 4]
+    assert data.all_more[: data.n_unfitted] == short[::4] and len(data.all_more) == 40

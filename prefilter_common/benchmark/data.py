@@ -27,8 +27,9 @@ class Data:
 
     ``timed``, a part of ``test``, are timed one at a time; ``val`` choose stages. ``more`` are other texts on which
     decisions are compared, by role: ``traffic``, ``train``, ``val``; on the first ``n_unfitted`` of them no first stage
-    is fitted. ``whole_train`` are the training articles in full, which calibrate int8: a converted model is kept for
-    benchmarks at every length. ``lengths_like`` is the file to whose lengths the others were cut.
+    is fitted. ``whole_train`` are the training articles in full: they calibrate int8, since a converted model is kept
+    for benchmarks at every length, and a first stage learns more from them. ``lengths_like`` is the file to whose
+    lengths the others were cut.
     """
 
     test: list[Article]
@@ -43,8 +44,8 @@ class Data:
 
     @property
     def fitting(self) -> list[Article]:
-        """The training articles on which a first stage may be fitted: the others judge it."""
-        return [article for i, article in enumerate(self.train) if i % HOLD_OUT_EVERY]
+        """The training articles on which a first stage may be fitted, in full: the others judge it."""
+        return _but_held_out(self.whole_train or self.train)
 
     def comparing(self, limit: int) -> "Data":
         """With ``more``: distinct texts that the test set lacks, at most ``limit``, traffic first.
@@ -53,7 +54,7 @@ class Data:
         those come first on which no first stage is fitted.
         """
         # A text that occurs twice counts where it is first: as one that a first stage may be fitted on.
-        parts = [self.test, self.fitting, self.traffic, self.val, self.train[::HOLD_OUT_EVERY]]
+        parts = [self.test, _but_held_out(self.train), self.traffic, self.val, self.train[::HOLD_OUT_EVERY]]
         together = [article for part in parts for article in part]
         distinct = distinct_texts(together)[0]
         of_part = np.searchsorted(np.cumsum([len(part) for part in parts]), distinct, side="right")
@@ -75,6 +76,10 @@ class Data:
     def all_more(self) -> list[Article]:
         """The articles of ``more``, one role after the other, validation articles last."""
         return [article for part in self.more.values() for article in part]
+
+
+def _but_held_out(train: Sequence[Article]) -> list[Article]:
+    return [article for i, article in enumerate(train) if i % HOLD_OUT_EVERY]
 
 
 def texts_worth_comparing(tolerance: Tolerance, articles_per_second: float) -> int:
