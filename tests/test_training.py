@@ -13,7 +13,7 @@ from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.acceleration import resolve_precision
 from prefilter_common.training.data import soft_targets
-from prefilter_common.training.fine_tuning import weighted_loss
+from prefilter_common.training.fine_tuning import _padded, weighted_loss
 from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.recipe import Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
@@ -203,3 +203,16 @@ def test_on_a_gpu_no_step_waits_to_be_timed(monkeypatch):
         progress.on_step_end(None, None, None)
     assert waited == []
     assert progress.step_seconds == [1.0, 0.25, 0.25] == progress.step_seconds and waited == [250, 750]
+
+
+def test_a_batch_is_padded_to_its_longest_article_or_to_the_next_step_of_a_graph(tiny_models):
+    tokenizer = ArticleTokenizer.of(load_base_model(str(tiny_models["minilm"]), max_length=64, seed=1).tokenizer)
+
+    def width(longest, step):
+        rows = [{"input_ids": [5] * n, "labels": n % 2} for n in (3, longest)]
+        batch = _padded(tokenizer, step, 100, rows)
+        assert batch["attention_mask"].sum(dim=1).tolist() == [3, longest] and batch["labels"].tolist() == [1, longest % 2]
+        return batch["input_ids"].shape[1]
+
+    assert [width(longest, 1) for longest in (7, 64, 100)] == [7, 64, 100]
+    assert [width(longest, 64) for longest in (7, 64, 65)] == [64, 64, 100]

@@ -12,10 +12,13 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefilter_common.errors import InputError
+from prefilter_common.models.base_models import FAMILIES
 from prefilter_common.scoring.engines import has_bf16
 from prefilter_common.training.recipe import Recipe
 
 ATTENTION = "sdpa_fp32"
+# Model types whose training step is known not to wait for the device, so that it can be a CUDA graph.
+GRAPHED = (*FAMILIES, "qwen2")
 
 Inputs = dict[str, torch.Tensor]
 
@@ -93,8 +96,8 @@ class StepGraphs:
     """A training step, forward and backward, as one CUDA graph for each shape of a batch.
 
     Of a small model's step the GPU computes for a sixth of the time; the rest is Python, which launches a thousand
-    kernels. A graph is launched as a whole. The first batch of a shape is computed without one, as CUDA's libraries
-    need, the second is recorded.
+    kernels. A graph is launched as a whole. The first batch of a shape is computed without one, since CUDA's libraries
+    set themselves up then; the second is recorded.
 
     Args:
         step: computes the loss of a batch and adds to the gradients of ``model``, without waiting for the device.

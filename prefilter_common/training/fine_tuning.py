@@ -25,7 +25,7 @@ from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.statistics.metrics import classification_metrics
-from prefilter_common.training.acceleration import Inputs, StepGraphs, faster_attention, keep_freed_memory
+from prefilter_common.training.acceleration import GRAPHED, Inputs, StepGraphs, faster_attention, keep_freed_memory
 from prefilter_common.training.compression.distillation import DistillationTexts, load_teacher
 from prefilter_common.training.data import Data
 from prefilter_common.training.interruption.saver import CheckpointSaver
@@ -35,7 +35,7 @@ from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTex
 
 log = logging.getLogger(__name__)
 
-# On a GPU batches are padded to multiples of so many tokens, since each shape of a batch has its own graph.
+# Batches whose step is a CUDA graph are padded to multiples of so many tokens: each shape has a graph of its own.
 WIDTH_STEP = 64
 # A share of unknown tokens above this means that the tokenizer is not the model's own, or does not cover these
 # languages. Multilingual vocabularies stay below 0.5 %.
@@ -112,13 +112,19 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
     val_texts = TrainingTexts(tokenizer, val, labels_of(val), max_length)
     for texts in (train_texts, val_texts):
         _require_known_tokens(checkpoint, texts)
+    args = _training_arguments(recipe, saver)
+    graphed = (
+        torch.cuda.is_available()
+        and args.world_size == args.gradient_accumulation_steps == 1
+        and checkpoint.model.config.model_type in GRAPHED
+    )
     plain = recipe.cost_of_blocking == 1 and data.targets.dtype == int and not data.teacher
     trainer = _LengthGroupedTrainer(
         model=checkpoint.model,
-        args=_training_arguments(recipe, saver),
+        args=args,
         train_dataset=train_texts,
         eval_dataset=val_texts,
-        data_collator=partial(_padded, tokenizer, max_length),
+        data_collator=partial(_padded, tokenizer, WIDTH_STEP if graphed else 1, max_length),
         # The model's own is the same where every target is a label.
         compute_loss_func=None if plain else weighted_loss(recipe.cost_of_blocking),
         compute_metrics=_eval_metrics,
@@ -129,17 +135,18 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
     # A decoder's forward pass accepts the arguments of a token-wise loss, so the trainer assumes a sum over the global
     # batch and scales it by processes and accumulation steps. A classifier's loss is a mean.
     trainer.model_accepts_loss_kwargs = False
-    if torch.cuda.is_available() and trainer.args.world_size == recipe.gradient_accumulation_steps == 1:
+    if graphed:
         trainer.graphs = StepGraphs(trainer.eager_step, checkpoint.model)
     return trainer
 
 
-def _padded(tokenizer: ArticleTokenizer, max_length: int, rows: Sequence[dict[str, Any]]) -> Inputs:
-    """A batch of what ``TrainingTexts`` gives; transformers' own collator takes 3 ms."""
+def _padded(tokenizer: ArticleTokenizer, step: int, max_length: int, rows: Sequence[dict[str, Any]]) -> Inputs:
+    """A batch of what ``TrainingTexts`` gives, padded to a multiple of ``step`` tokens or to ``max_length``.
+
+    transformers' own collator takes 3 ms.
+    """
     encodings = [row["input_ids"] for row in rows]
-    width = max(map(len, encodings))
-    if torch.cuda.is_available():
-        width = min(-(-width // WIDTH_STEP) * WIDTH_STEP, max_length)
+    width = min(-(-max(map(len, encodings)) // step) * step, max_length)
     input_ids, attention_mask = map(torch.from_numpy, tokenizer.pad(encodings, width))
     labels = torch.tensor([row["labels"] for row in rows])
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
