@@ -211,7 +211,10 @@ def test_a_batch_is_padded_to_its_longest_article_or_to_the_next_step_of_a_graph
     def width(longest, step):
         rows = [{"input_ids": [5] * n, "labels": n % 2} for n in (3, longest)]
         batch = _padded(tokenizer, step, 100, rows)
-        assert batch["attention_mask"].sum(dim=1).tolist() == [3, longest] and batch["labels"].tolist() == [1, longest % 2]
+        assert batch["attention_mask"].sum(dim=1).tolist() == [3, longest] and batch["labels"].tolist() == [
+            1,
+            longest % 2,
+        ]
         return batch["input_ids"].shape[1]
 
     assert [width(longest, 1) for longest in (7, 64, 100)] == [7, 64, 100]

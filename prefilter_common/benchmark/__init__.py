@@ -27,11 +27,12 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
   validation articles goes on: languages and scripts that it was not fitted on.
 - ``64 tokens``: the model reads that many.
 
-Length, limits and the share of known tokens are chosen on validation articles, those of the first stage also on copies
-cut to the length of a feed's: the limits that pass on least while F1 at every operating point is no lower than the full
-read's. A stage that saves less than a tenth is not kept. Each stage alone, and all together, are rows of their own.
-Rows with stages are not judged on validation articles, and those with a first stage, of the training articles, only on
-the quarter that it was not fitted on. Evaluation drops the stages, with a warning, when it changes a threshold.
+Length, limits and the share of known tokens are chosen on validation articles and on copies of them that are cut to the
+length of a feed's: the limits that pass on least while every decision is the full read's, at every operating point, but
+for one in a thousand on each side. A stage that saves less than a tenth is not kept. Each stage alone, and all
+together, are rows of their own. Rows with stages are not judged on validation articles, and those with a first stage,
+of the training articles, only on the quarter that it was not fitted on. Evaluation drops the stages, with a warning,
+when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, and leaves

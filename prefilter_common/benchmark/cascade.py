@@ -68,10 +68,12 @@ def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Art
     """
     val, fitting = readable(scorer, val), readable(scorer, fitting)
     labels, thresholds = labels_of(val), scorer.contract.thresholds
-    encodings = scorer.tokenize(val)
+    rng = np.random.default_rng(CUT_SEED)
+    both = [*val, *cut_at_random(val, rng)]
+    encodings = scorer.tokenize(both)
     full = scorer.read(encodings, batch_size)[0]
     lengths = [length for length in SHORT_LENGTHS if length < scorer.contract.max_length]
-    calibrated = {length: scorer.reading(length).score(val, batch_size) for length in lengths}
+    calibrated = {length: scorer.reading(length).score(both, batch_size) for length in lengths}
     short = {length: at_temperature(scores, 1 / scorer.contract.temperature) for length, scores in calibrated.items()}
     n_tokens = np.array([len(ids) for ids in encodings])
     read, read_note = choose_short_read(labels, full, short, n_tokens, thresholds)
@@ -80,22 +82,12 @@ def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Art
         reason = "no training articles to fit it on; pass --train-data"
         return Cascade(reads, {"first stage": {"reason": reason}, "short read": read_note})
 
-    rng = np.random.default_rng(CUT_SEED)
     articles = capped(fitting, MAX_FITTING)
     texts = scorer.tokenize([*articles, *cut_at_random(articles, rng)])
     log.info(f"first stage: taking the model's scores of {len(texts):,} texts to fit it on")
-    own = [scorer.tokenizer.own(ids) for ids in texts]
+    own, known = ([scorer.tokenizer.own(ids) for ids in part] for part in (texts, encodings))
     first = fit_first_stage(own, scorer.read(texts, batch_size)[0])
-    cut = scorer.tokenize(cut_at_random(val, rng))
-    both = [*encodings, *cut]
-    stage, note = choose_first_stage(
-        first,
-        [scorer.tokenizer.own(ids) for ids in both],
-        labels,
-        np.concatenate([full, scorer.read(cut, batch_size)[0]]),
-        scorer.reading(stages=reads).read(both, batch_size)[0] if reads else None,
-        thresholds,
-    )
+    stage, note = choose_first_stage(first, known, labels, full, thresholds)
     note["fitted_texts"] = len(texts)
     notes = {"first stage": note, "short read": read_note}
     return Cascade((stage, *reads), notes, first.content()) if stage else Cascade(reads, notes)

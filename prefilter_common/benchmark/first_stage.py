@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prefilter_common.benchmark.limits import ENOUGH_ARTICLES, MIN_SAVED, StageNote, Trial, limits_of
+from prefilter_common.benchmark.limits import ENOUGH_ARTICLES, MIN_SAVED, StageNote, limits_of
 from prefilter_common.models.contract import LINEAR, Stage
 from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, sigmoid
 from prefilter_common.statistics.calibration import fit_temperature
@@ -53,20 +53,15 @@ def choose_first_stage(
     texts: Sequence[Sequence[int]],
     labels: np.ndarray,
     full: np.ndarray,
-    short: np.ndarray | None,
     thresholds: Mapping[str, float],
 ) -> tuple[Stage | None, StageNote]:
     """What the first stage may decide: temperature, share of known tokens, and limits as ``limits_of`` has them.
-
-    F1 may be no lower on the whole articles, nor on their copies, whether what is left is read in full at once or first
-    by the short read, where there is one.
 
     Args:
         texts: (2n,) token ids of validation articles and then of copies cut to the length of a feed's, without special
             tokens.
         labels: (n,) of the articles.
         full: (2n,) P(commerce) of the full read.
-        short: (2n,) of a short read, and the full one where that is uncertain.
     """
     n = len(labels)
     labels = np.concatenate([labels, labels])
@@ -76,15 +71,11 @@ def choose_first_stage(
     temperature = round(fit_temperature(labels, sigmoid(log_odds)), 4)
     needed = round(float(np.quantile(coverage, BELOW_COVERAGE)), 4)
     own, may = sigmoid(log_odds / temperature), coverage >= needed
-    parts, later = (slice(n), slice(n, None)), (full,) if short is None else (full, short)
-    trials = [Trial(labels[p], full[p], own[p], may[p], after[p]) for p in parts for after in later]
-    limits = limits_of(trials, thresholds)
-    if limits is None:
-        return None, {"reason": "no limits on its scores keep F1 on the validation articles"}
-    decided = ~Trial(labels, full, own, may, full).uncertain(*limits)
+    low, high = limits_of(full, own, may, thresholds)
+    decided = may & ((own <= low) | (own >= high))
     if decided.mean() < MIN_SAVED:
-        share = f"{decided.mean():.1%} of the validation articles and their cut copies"
-        return None, {"reason": f"within limits that keep F1 it decides {share}, less than {MIN_SAVED:.0%}"}
+        share = f"{decided.mean():.1%} of the validation articles and their cut copies, less than {MIN_SAVED:.0%}"
+        return None, {"reason": f"alike with the full read it decides {share}"}
     sha256 = hashlib.sha256(first.content()).hexdigest()
     note: StageNote = {"decided": float(decided[:n].mean()), "decided_cut": float(decided[n:].mean())}
-    return Stage(LINEAR, temperature, *limits, coverage=needed, sha256=sha256), note
+    return Stage(LINEAR, temperature, low, high, coverage=needed, sha256=sha256), note

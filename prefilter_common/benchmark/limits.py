@@ -1,8 +1,6 @@
-"""Within which limits is a stage not sure? Chosen on validation articles, so that F1 is no lower."""
+"""Within which limits is a stage not sure? Chosen on validation articles, so that its decisions are the full read's."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import takewhile
+from collections.abc import Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -10,10 +8,11 @@ from scipy.special import expit, logit
 
 from prefilter_common.models.contract import ENCODER, Stage
 from prefilter_common.statistics.calibration import at_temperature, fit_temperature
-from prefilter_common.statistics.metrics import f1_at
 
-# How far beyond the thresholds a stage's score must lie to be final, in log-odds, from the widest on.
-MARGINS = np.arange(8.0, 0.24, -0.25)
+# How far beyond the thresholds a stage's score must lie to be final, in log-odds.
+MARGINS = np.arange(0.25, 8.01, 0.25)
+# This share of the decisions may change on each side: none on fewer than 1,000 articles and copies.
+MAX_CHANGED = 0.001
 # An upper limit that no score reaches.
 UNREACHABLE = 1.0
 # With fewer articles, a stage can be neither calibrated nor judged; for a short read, those that it cuts count.
@@ -38,46 +37,32 @@ class StageNote(TypedDict, total=False):
     reason: str
 
 
-@dataclass(frozen=True)
-class Trial:
-    """Labelled articles to try limits on, (n,) each: ``full``, scores of the full read; ``own``, those of the stage;
-    whether it ``may`` decide; and ``later``, the scores of what it does not decide.
-    """
-
-    labels: np.ndarray
-    full: np.ndarray
-    own: np.ndarray
-    may: np.ndarray
-    later: np.ndarray
-
-    def uncertain(self, low: float, high: float) -> np.ndarray:
-        """(n,) bool: what the stage does not decide."""
-        return ~self.may | ((low < self.own) & (self.own < high))
-
-
-def limits_of(trials: Sequence[Trial], thresholds: Mapping[str, float]) -> tuple[float, float] | None:
-    """The narrowest limits outside which a stage may decide; None where no limits keep F1.
+def limits_of(
+    full: np.ndarray, own: np.ndarray, may: np.ndarray, thresholds: Mapping[str, float]
+) -> tuple[float, float]:
+    """The narrowest limits outside which a stage decides as the full read does, at every operating point.
 
     A score is final where it lies at least a margin outside all operating points, so no decision at any of them rests
-    on an uncertain score. A margin qualifies only if under it, and under every larger one, F1 at every operating point
-    is in every trial no lower than the full read's: a single margin that happens to do well is luck. Each side has its
-    own, the lower one chosen first, so that an article which a stage gets wrong moves one limit alone; a side without a
-    margin that qualifies decides nothing. Whether the choice holds must be judged on other articles.
+    on an uncertain score. Each side has its own margin, so that an article which the stage gets wrong moves one limit
+    alone; a side on which none is wide enough decides nothing. Whether the choice holds must be judged on other
+    articles.
+
+    Args:
+        full: (n,) P(commerce) of the full read of articles that the weights were not trained on.
+        own: (n,) of the stage.
+        may: (n,) bool, what the stage may decide.
     """
-
-    def keep_f1(low: float, high: float) -> bool:
-        scores = [np.where(trial.uncertain(low, high), trial.later, trial.own) for trial in trials]
-        return all(
-            f1_at(trial.labels, own, t) >= f1_at(trial.labels, trial.full, t)
-            for trial, own in zip(trials, scores, strict=True)
-            for t in thresholds.values()
-        )
-
-    lowest, highest = (logit(_inside(t)) for t in (min(thresholds.values()), max(thresholds.values())))
-    lows = list(takewhile(lambda low: keep_f1(low, UNREACHABLE), np.round(expit(lowest - MARGINS), 6).tolist()))
-    low = lows[-1] if lows else 1 - UNREACHABLE
-    highs = list(takewhile(lambda high: keep_f1(low, high), np.round(expit(highest + MARGINS), 6).tolist()))
-    return (low, highs[-1] if highs else UNREACHABLE) if lows or highs else None
+    lowest, highest = min(thresholds.values()), max(thresholds.values())
+    lows = np.round(expit(logit(_inside(lowest)) - MARGINS), 6).tolist()
+    highs = np.round(expit(logit(_inside(highest)) + MARGINS), 6).tolist()
+    # What a lower limit must not reach, and an upper one.
+    commerce, journalism = own[may & (full >= lowest)], own[may & (full < highest)]
+    allowed = int(MAX_CHANGED * len(full))
+    first = np.sort(np.append(commerce, np.ones(allowed + 1)))[allowed]
+    last = np.sort(np.append(journalism, np.zeros(allowed + 1)))[-1 - allowed]
+    low = next((limit for limit in lows if limit < first), 1 - UNREACHABLE)
+    high = next((limit for limit in highs if limit > last), UNREACHABLE)
+    return low, high
 
 
 def choose_short_read(
@@ -87,33 +72,33 @@ def choose_short_read(
     n_tokens: np.ndarray,
     thresholds: Mapping[str, float],
 ) -> tuple[Stage | None, StageNote]:
-    """The length and limits that read the fewest tokens of those that do not lower F1, as ``limits_of`` has it.
+    """The length and limits that read the fewest tokens of those that change no decision, as ``limits_of`` has it.
 
     Args:
         labels: (n,) of the validation articles, which the weights were not trained on.
-        full: (n,) P(commerce) of the full read, calibrated.
-        short: tokens of a short read -> its (n,) P(commerce) at temperature 1, which is calibrated at its own length.
-        n_tokens: (n,) tokens of the full read.
+        full: (2n,) P(commerce) of the full read of these and then of copies cut to the length of a feed's, calibrated.
+        short: tokens of a short read -> its (2n,) P(commerce) at temperature 1, which is calibrated at its own length.
+        n_tokens: (2n,) tokens of the full read. Those of the articles themselves are to become fewer.
     """
+    n = len(labels)
+    labels = np.concatenate([labels, labels])
     best: tuple[Stage, StageNote] | None = None
     best_tokens = 1 - MIN_SAVED
     for length, scores in short.items():
         cut = n_tokens > length
-        if cut.sum() < ENOUGH_ARTICLES or len(np.unique(labels[cut])) < 2:
+        if cut[:n].sum() < ENOUGH_ARTICLES or len(np.unique(labels[:n][cut[:n]])) < 2:
             continue
         temperature = round(fit_temperature(labels[cut], scores[cut]), 4)
-        trial = Trial(labels, full, at_temperature(scores, temperature), cut, full)
-        limits = limits_of([trial], thresholds)
-        if limits is None:
-            continue
-        uncertain = cut & trial.uncertain(*limits)
-        tokens = float((np.minimum(n_tokens, length).sum() + n_tokens[uncertain].sum()) / n_tokens.sum())
+        own = at_temperature(scores, temperature)
+        low, high = limits_of(full, own, cut, thresholds)
+        again = (cut & (low < own) & (own < high))[:n]
+        tokens = float((np.minimum(n_tokens[:n], length).sum() + n_tokens[:n][again].sum()) / n_tokens[:n].sum())
         if tokens < best_tokens:
             best_tokens = tokens
-            stage = Stage(ENCODER, temperature, *limits, max_length=length)
-            best = stage, {"read_in_full": float(uncertain.mean()), "tokens": tokens}
+            stage = Stage(ENCODER, temperature, low, high, max_length=length)
+            best = stage, {"read_in_full": float(again.mean()), "tokens": tokens}
     if best is None:
-        return None, {"reason": "no limits on a short read keep F1 on the validation articles and save a tenth"}
+        return None, {"reason": "no short read saves a tenth and decides the validation articles alike"}
     return best
 
 

@@ -108,12 +108,6 @@ def counts_at(labels: np.ndarray, scores: np.ndarray, thresholds: np.ndarray) ->
     return len(positive) - fn, len(negative) - tn, fn, tn
 
 
-def f1_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> float:
-    """F1 of commerce at one threshold; 0 where nothing is commerce and nothing is flagged."""
-    tp, fp, fn, _ = counts_at(labels, scores, np.array([threshold]))
-    return float(2 * tp[0] / max(2 * tp[0] + fp[0] + fn[0], 1))
-
-
 def count_intervals(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarray) -> dict[str, Interval]:
     """Intervals of F1, precision, recall and accuracy from confusion counts, elementwise.
 
