@@ -72,7 +72,7 @@ def test_decisions_are_compared_on_distinct_texts_traffic_first():
     held_out, rest = train[::4], [article for i, article in enumerate(train) if i % 4]
     assert everything.all_more == [*articles(30, "traffic"), val[0], *held_out, *rest, *val[1:]]
     # No first stage is fitted on traffic and on what is held out, which therefore come first.
-    assert everything.n_unfitted == 31 + 25 and everything.fitting == rest
+    assert everything.n_unseen == 31 + 25 and everything.fitting == rest
     assert data.comparing(51).all_more[31:41] == [held_out[i * 25 // 10] for i in range(10)]
     for limit, expected in (
         (20, {"traffic": 20}),
@@ -88,7 +88,7 @@ def test_no_first_stage_is_judged_on_texts_that_it_was_fitted_on():
     """Unlabelled articles may be given to be fitted on and, by mistake, to be compared on as well."""
     both = articles(40)
     data = Data([], [], train=both, traffic=both).comparing(1000)
-    unfitted = data.all_more[: data.n_unfitted]
+    unfitted = data.all_more[: data.n_unseen]
     assert len(unfitted) == 10 and not any(article in data.fitting for article in unfitted)
     assert len(data.all_more) == 40
 
@@ -129,4 +129,4 @@ def test_a_first_stage_is_fitted_on_whole_articles_and_judged_at_the_length_of_t
     short = cut_like(whole, content_lengths(feed))
     data = Data([], [], train=short, whole_train=whole).comparing(1000)
     assert data.fitting == [article for i, article in enumerate(whole) if i % 4]
-    assert data.all_more[: data.n_unfitted] == short[::4] and len(data.all_more) == 40
+    assert data.all_more[: data.n_unseen] == short[::4] and len(data.all_more) == 40

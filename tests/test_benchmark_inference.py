@@ -146,7 +146,7 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
     never = Stage("linear", 1.0, 0.01, 0.99, coverage=1.0, sha256=sha256)  # it knows one token
     always = Stage("linear", 1.0, 0.01, 0.99, coverage=0.0, sha256=sha256)  # for journalism, whatever it is
     for linear, decides in ((never, 0.0), (always, 1.0)):
-        cascade = Cascade((linear, SHORT), {}, first.content())
+        cascade = Cascade((linear, SHORT), {"first stage": {"decided": decides}}, first.content())
         monkeypatch.setattr("prefilter_common.benchmark.cascade.choose_cascade", lambda *rest, found=cascade: found)
         # With so few articles, even a row that changes nothing may lose more than the tolerance of the other tests.
         code, result = run("--engines", "pytorch-fp32", "--max-f1-loss", 0.3)
@@ -165,8 +165,8 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
             assert (row["gflop_per_article"] == 0) == (decides == 1)  # no forward pass at all
             assert decides == 0 or "F1 at default may be" in row["refused"]
             assert (row["parity"]["points"]["default"]["changed"] > 0) == (decides == 1)
-            # the test set, and of 48 training articles the fourth that no first stage was fitted on
-            assert row["parity"]["points"]["default"]["n"] == 16 + 12
+        # The test set, and of 48 training articles the fourth that no stage was fitted or chosen on.
+        assert [row["parity"]["points"]["default"]["n"] for row in (alone, short, both)] == [16 + 12] * 3
         assert "pytorch-fp32 64 after first stage + 16 tokens" in capsys.readouterr().out
     record = recommendation(model)
     assert "first stage" not in record["stages"]
@@ -245,7 +245,7 @@ def test_everything_is_cut_to_the_lengths_of_a_file_but_what_calibrates_int8(
     def convert(directory, engine, train, device):
         seen["calibration"] = train
 
-    def choose(directory, scorer, val, fitting, batch_size):
+    def choose(directory, scorer, val, *rest):
         seen["val"] = np.array([len(ids) for ids in scorer.tokenize(val)])
         return Cascade((), {})
 

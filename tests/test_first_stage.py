@@ -9,7 +9,7 @@ import pytest
 
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.benchmark.cascade import Cascade, cascade_of, choose_cascade, store_cascade
-from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage
+from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage, out_of_fold
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import FIRST_STAGE_FILE, RECOMMENDATION_FILE, read_contract, write_contract
@@ -17,6 +17,7 @@ from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flatten
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
+NONE = np.empty(0), np.empty(0)  # no texts that it was fitted on
 THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
 COMMERCE, JOURNALISM = range(100, 140), range(200, 240)  # tokens that only one of the two has
 
@@ -81,7 +82,7 @@ def validation(first, rng, n=200, hard=0.2):
 
 def test_what_it_may_decide(first):
     labels, texts, full = validation(first, np.random.default_rng(4))
-    stage, note = choose_first_stage(first, texts, labels, full, THRESHOLDS)
+    stage, note = choose_first_stage(first, texts, labels, full, NONE, THRESHOLDS, 0.001)
     assert stage.reader == "linear" and stage.low < 0.5 and stage.high > 0.8
     assert stage.sha256 == hashlib.sha256(first.content()).hexdigest()
     assert 0.5 < note["decided"] < 0.85 and 0.1 < note["decided_cut"] < 0.9
@@ -92,27 +93,45 @@ def test_what_it_may_decide(first):
 
 def test_it_decides_the_cut_copies_as_the_full_read_does_too(first):
     labels, texts, full = validation(first, np.random.default_rng(5), hard=0.0)
-    assert choose_first_stage(first, texts, labels, full, THRESHOLDS)[0] is not None
+    assert choose_first_stage(first, texts, labels, full, NONE, THRESHOLDS, 0.001)[0] is not None
     swapped = texts[:200] + [texts[200 + (i ^ 1)] for i in range(200)]  # the copies say the opposite
-    assert choose_first_stage(first, swapped, labels, full, THRESHOLDS)[0] is None
+    assert choose_first_stage(first, swapped, labels, full, NONE, THRESHOLDS, 0.001)[0] is None
+
+
+def test_what_it_gets_wrong_of_articles_that_it_was_not_fitted_on_moves_the_limit(first):
+    labels, texts, full = validation(first, np.random.default_rng(5), hard=0.0)
+    stage, _ = choose_first_stage(first, texts, labels, full, NONE, THRESHOLDS, 0.001)
+    wrong = np.full(5, -8.0), np.ones(5)  # sure that they are journalism, where the full read says commerce
+    both = np.concatenate([full, np.full(5, 0.98)])
+    other, _ = choose_first_stage(first, texts, labels, both, wrong, THRESHOLDS, 0.001)
+    assert other.low < sigmoid(-8.0 / stage.temperature) < stage.low and other.high == stage.high
+    unknown = wrong[0], np.zeros(5)  # it may not decide them
+    assert choose_first_stage(first, texts, labels, both, unknown, THRESHOLDS, 0.001)[0] == stage
+
+
+def test_no_text_is_judged_by_a_first_stage_that_saw_it_or_its_copy():
+    """One token for each article: known only where the article was fitted on."""
+    texts = [[i] * 20 for i in range(30)] * 2
+    log_odds, coverage = out_of_fold(texts, np.tile([0.1, 0.9], 30))
+    assert (coverage == 0).all() and np.abs(log_odds).max() < 0.1
 
 
 def test_one_that_decides_too_little_or_knows_nothing_is_not_kept(first):
     labels, texts, full = validation(first, np.random.default_rng(6), hard=0.95)
-    stage, note = choose_first_stage(first, texts, labels, full, THRESHOLDS)
+    stage, note = choose_first_stage(first, texts, labels, full, NONE, THRESHOLDS, 0.001)
     assert stage is None and "less than 10%" in note["reason"]
     wrong = replace(first, weights=-first.weights, bias=-first.bias)
     labels, texts, full = validation(first, np.random.default_rng(7), hard=0.0)
-    assert choose_first_stage(wrong, texts, labels, full, THRESHOLDS)[0] is None
+    assert choose_first_stage(wrong, texts, labels, full, NONE, THRESHOLDS, 0.001)[0] is None
     for few, their_labels in ((200, np.ones(200, int)), (15, labels[:15])):
-        note = choose_first_stage(first, texts[: 2 * few], their_labels, full[: 2 * few], THRESHOLDS)[1]
+        note = choose_first_stage(first, texts[: 2 * few], their_labels, full[: 2 * few], NONE, THRESHOLDS, 0.001)[1]
         assert "20 validation articles with both labels" in note["reason"]
 
 
 def test_another_language_goes_on(first):
     """It shares with those that were fitted only what gives the label away, which alone would decide."""
     labels, texts, full = validation(first, np.random.default_rng(8), hard=0.0)
-    stage, _ = choose_first_stage(first, texts, labels, full, THRESHOLDS)
+    stage, _ = choose_first_stage(first, texts, labels, full, NONE, THRESHOLDS, 0.001)
     other = texts_of(labels, np.random.default_rng(9), 8, tokens=range(5000, 7000))
     log_odds, coverage = first(other)
     scores = sigmoid(log_odds / stage.temperature)
@@ -246,12 +265,32 @@ class OneToken(StubEngine):
         return np.where((input_ids == self.token).any(1), 4.0, -4.0)
 
 
-def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles):
-    """The first stage learns what that looks for from articles without labels."""
+def a_word(tokenizer, articles):
+    """One of the articles, its last token, and the words that do not have that token."""
     words = sorted({word for article in articles for word in article.content.split() if word.isalpha()})
     own = [tokenizer.own(ids) for ids in tokenizer.encode([Article("", word) for word in words])]
     marker, token = next((word, ids[-1]) for word, ids in zip(words, own, strict=True) if ids[-1] not in own[0])
-    others = [word for word, ids in zip(words, own, strict=True) if token not in ids]
+    return marker, token, [word for word, ids in zip(words, own, strict=True) if token not in ids]
+
+
+def test_a_short_read_is_tried_on_no_more_tokens_than_it_reads(tokenizer, articles):
+    """What tells commerce comes only after the first 48 tokens, the shortest read that is tried."""
+    marker, token, (filler, *_) = a_word(tokenizer, articles)
+    scorer = Scorer(OneToken(token), tokenizer, Contract(max_length=64))
+    enough = next(n for n in range(99) if len(scorer.tokenize([Article("", " ".join([filler] * n))])[0]) > 50)
+
+    def made(before):
+        return [Article("", " ".join([filler] * before + [marker] * (i % 2) + [filler] * 40), i % 2) for i in range(80)]
+
+    assert [stage.max_length for stage in choose_cascade(scorer, made(0), [], 16, 0.01).stages] == [48]
+    late = made(enough)
+    assert [token in ids for ids in scorer.tokenize(late)] == [False, True] * 40
+    assert choose_cascade(scorer, late, [], 16, 0.01).stages == ()
+
+
+def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles):
+    """The first stage learns what that looks for from articles without labels."""
+    marker, token, others = a_word(tokenizer, articles)
     rng = np.random.default_rng(0)
 
     def made(n, labelled):
@@ -263,10 +302,10 @@ def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles)
 
     scorer = Scorer(OneToken(token), tokenizer, Contract(max_length=64))
     val = made(200, True)
-    cascade = choose_cascade(scorer, val, made(1200, False), 16)
+    cascade = choose_cascade(scorer, val, made(1200, False), 16, 0.01)
     assert cascade.stages[0].reader == "linear" and cascade.notes["first stage"]["fitted_texts"] == 2400
     assert cascade.notes["first stage"]["decided"] > 0.5
-    none = choose_cascade(scorer, val, [], 16)
+    none = choose_cascade(scorer, val, [], 16, 0.01)
     assert none.stages == cascade.stages[1:] and none.first_stage is None
     assert none.notes["first stage"]["reason"].endswith("pass --train-data")
 
@@ -280,11 +319,11 @@ def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles)
     recommended.write_text("{}")
     assert read_contract(tmp_path).stages == cascade.stages
     assert read_first_stage(tmp_path, cascade.stages) is not None
-    kept = cascade_of(tmp_path, scorer, None, [], 16)
+    kept = cascade_of(tmp_path, scorer, None, [], 16, 0.01)
     assert kept == Cascade(cascade.stages, {})
     store_cascade(tmp_path, kept)
     assert (tmp_path / FIRST_STAGE_FILE).is_file() and recommended.exists()
     damage(tmp_path / FIRST_STAGE_FILE)
-    assert cascade_of(tmp_path, scorer, None, [], 16).stages == cascade.stages[1:]
+    assert cascade_of(tmp_path, scorer, None, [], 16, 0.01).stages == cascade.stages[1:]
     store_cascade(tmp_path, none)
     assert read_contract(tmp_path).stages == none.stages and not (tmp_path / FIRST_STAGE_FILE).exists()

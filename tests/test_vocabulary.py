@@ -153,9 +153,9 @@ def test_no_stage_is_chosen_or_fitted_on_what_it_cannot_read(english, data_dir):
     scorer = Scorer.load(english)
     articles = [a for a in load_articles(data_dir / "train.jsonl") if a.language == "en"][:24]
     unread = [replace(GREEK, label=i % 2) for i in range(20)]
-    found, among = (choose_cascade(scorer, some, some, 8) for some in (articles, [*unread, *articles]))
+    found, among = (choose_cascade(scorer, some, some, 8, 0.01) for some in (articles, [*unread, *articles]))
     assert among == found and found.notes["first stage"]["fitted_texts"] == 48
-    assert choose_cascade(scorer, unread, unread, 8).stages == ()
+    assert choose_cascade(scorer, unread, unread, 8, 0.01).stages == ()
 
 
 def test_a_log_line_says_what_becomes_of_them(english, caplog):

@@ -27,12 +27,13 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
   validation articles goes on: languages and scripts that it was not fitted on.
 - ``64 tokens``: the model reads that many.
 
-Length, limits and the share of known tokens are chosen on validation articles and on copies of them that are cut to the
-length of a feed's: the limits that pass on least while every decision is the full read's, at every operating point, but
-for one in a thousand on each side. A stage that saves less than a tenth is not kept. Each stage alone, and all
-together, are rows of their own. Rows with stages are not judged on validation articles, and those with a first stage,
-of the training articles, only on the quarter that it was not fitted on. Evaluation drops the stages, with a warning,
-when it changes a threshold.
+Length, limits and the share of known tokens are chosen on validation articles, on training articles and on copies of
+both that are cut to the length of a feed's: the limits that pass on least while at most ``--max-changed`` of the
+decisions are other than the full read's, a quarter of that for each side of each stage. A first stage is judged there
+by others like it that were fitted without the article. A stage that saves less than a tenth is not kept. Each stage
+alone, and all together, are rows of their own. Rows with stages are not judged on validation articles, and those with a
+first stage, of the training articles, only on the quarter that no stage was fitted or chosen on. Evaluation drops the
+stages, with a warning, when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, and leaves

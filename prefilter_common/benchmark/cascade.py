@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from prefilter_common.articles import Article, capped, cut_at_random, labels_of
-from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage
+from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage, out_of_fold
 from prefilter_common.benchmark.limits import StageNote, choose_short_read
 from prefilter_common.files import write_bytes
 from prefilter_common.models.contract import LINEAR, Stage
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 SHORT_LENGTHS = (48, 64, 96, 128, 192)
 # The most articles that a first stage is fitted on: the encoder reads each, and a copy of it.
 MAX_FITTING = 5_000
+# The most of these texts on which limits of a short read are chosen: each is read at every length.
+MAX_CHOOSING = 1_000
 CUT_SEED = 0  # of the lengths to which copies are cut
 
 
@@ -44,50 +46,66 @@ class Cascade:
 
 
 def cascade_of(
-    directory: Path, scorer: Scorer, val: Sequence[Article] | None, fitting: Sequence[Article], batch_size: int
+    directory: Path,
+    scorer: Scorer,
+    val: Sequence[Article] | None,
+    fitting: Sequence[Article],
+    batch_size: int,
+    max_changed: float,
 ) -> Cascade:
     """``choose_cascade`` where there are validation articles, else what the model directory has."""
     contract = read_contract(directory)
     if contract is None:
         return Cascade((), {"stages": {"reason": f"no {CONTRACT_FILE} to store them in; train the model again"}})
     if val:
-        return choose_cascade(scorer, val, fitting, batch_size)
+        return choose_cascade(scorer, val, fitting, batch_size, max_changed)
     first = read_first_stage(directory, contract.stages)
     usable = tuple(stage for stage in contract.stages if stage.reader != LINEAR or first)
     reason = "no validation articles to choose them on; pass --val-data"
     return Cascade(usable, {} if usable else {"stages": {"reason": reason}})
 
 
-def choose_cascade(scorer: Scorer, val: Sequence[Article], fitting: Sequence[Article], batch_size: int) -> Cascade:
+def choose_cascade(
+    scorer: Scorer, val: Sequence[Article], fitting: Sequence[Article], batch_size: int, max_changed: float
+) -> Cascade:
     """The first stage and the short read that are worth it.
 
     Args:
         scorer: reads in full.
         val: labelled articles that the weights were not trained on.
-        fitting: articles, labelled or not, for a first stage to learn what the model says of them.
+        fitting: articles, labelled or not, for a first stage to learn what the model says of them. Whether a stage
+            decides them as the full read does counts too, and a validation set is too small to show it: on training
+            articles short reads changed no fewer decisions than on others.
+        max_changed: the share of the decisions that all stages together may change.
     """
     val, fitting = readable(scorer, val), readable(scorer, fitting)
     labels, thresholds = labels_of(val), scorer.contract.thresholds
+    change = max_changed / 4  # two stages, with two sides each
     rng = np.random.default_rng(CUT_SEED)
-    both = [*val, *cut_at_random(val, rng)]
-    encodings = scorer.tokenize(both)
-    full = scorer.read(encodings, batch_size)[0]
+    chosen = capped(fitting, MAX_FITTING)
+    known, texts = (scorer.tokenize([*part, *cut_at_random(part, rng)]) for part in (val, chosen))
+    full = scorer.read(known, batch_size)[0]
+    if texts:
+        log.info(f"stages: taking the model's scores of {len(texts):,} texts to fit and choose them on")
+    targets = scorer.read(texts, batch_size)[0]
+    some = np.linspace(0, len(texts) - 1, min(MAX_CHOOSING, len(texts)), dtype=int)
+    read_twice = [*known, *(texts[i] for i in some.tolist())]
     lengths = [length for length in SHORT_LENGTHS if length < scorer.contract.max_length]
-    calibrated = {length: scorer.reading(length).score(both, batch_size) for length in lengths}
-    short = {length: at_temperature(scores, 1 / scorer.contract.temperature) for length, scores in calibrated.items()}
-    n_tokens = np.array([len(ids) for ids in encodings])
-    read, read_note = choose_short_read(labels, full, short, n_tokens, thresholds)
+    short = {}
+    for length in lengths:
+        scores = scorer.read([scorer.tokenizer.cut(ids, length) for ids in read_twice], batch_size)[0]
+        short[length] = at_temperature(scores, 1 / scorer.contract.temperature)
+    n_tokens = np.array([len(ids) for ids in read_twice])
+    both = np.concatenate([full, targets[some]])
+    read, read_note = choose_short_read(labels, both, short, n_tokens, thresholds, change)
     reads = (read,) if read else ()
-    if not fitting:
+    if not texts:
         reason = "no training articles to fit it on; pass --train-data"
         return Cascade(reads, {"first stage": {"reason": reason}, "short read": read_note})
-
-    articles = capped(fitting, MAX_FITTING)
-    texts = scorer.tokenize([*articles, *cut_at_random(articles, rng)])
-    log.info(f"first stage: taking the model's scores of {len(texts):,} texts to fit it on")
-    own, known = ([scorer.tokenizer.own(ids) for ids in part] for part in (texts, encodings))
-    first = fit_first_stage(own, scorer.read(texts, batch_size)[0])
-    stage, note = choose_first_stage(first, known, labels, full, thresholds)
+    known_own, own = ([scorer.tokenizer.own(ids) for ids in part] for part in (known, texts))
+    first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets)
+    both = np.concatenate([full, targets])
+    stage, note = choose_first_stage(first, known_own, labels, both, unseen, thresholds, change)
     note["fitted_texts"] = len(texts)
     notes = {"first stage": note, "short read": read_note}
     return Cascade((stage, *reads), notes, first.content()) if stage else Cascade(reads, notes)

@@ -18,7 +18,7 @@ MIN_MORE = 1_200
 # An engine that changes half of what is tolerated is shown to be inside, in 19 of 20 cases, by this many times the
 # texts that show it where no decision changes. More texts would hardly help.
 ENOUGH = 11
-HOLD_OUT_EVERY = 4  # a first stage is judged on every fourth training article, and fitted on the others
+HOLD_OUT_EVERY = 4  # stages are judged on every fourth training article, and fitted and chosen on the others
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Data:
     """The articles of one benchmark, all at the length that is benchmarked.
 
     ``timed``, a part of ``test``, are timed one at a time; ``val`` choose stages. ``more`` are other texts on which
-    decisions are compared, by role: ``traffic``, ``train``, ``val``; on the first ``n_unfitted`` of them no first stage
-    is fitted. ``whole_train`` are the training articles in full: they calibrate int8, since a converted model is kept
-    for benchmarks at every length, and a first stage learns more from them. ``lengths_like`` is the file to whose
+    decisions are compared, by role: ``traffic``, ``train``, ``val``; on the first ``n_unseen`` of them no stage is
+    fitted or chosen. ``whole_train`` are the training articles in full: they calibrate int8, since a converted model is
+    kept for benchmarks at every length, and a first stage learns more from them. ``lengths_like`` is the file to whose
     lengths the others were cut.
     """
 
@@ -40,20 +40,20 @@ class Data:
     whole_train: list[Article] | None = None
     lengths_like: Path | None = None
     more: Mapping[str, Sequence[Article]] = field(default_factory=dict)
-    n_unfitted: int = 0
+    n_unseen: int = 0
 
     @property
     def fitting(self) -> list[Article]:
-        """The training articles on which a first stage may be fitted, in full: the others judge it."""
+        """The training articles on which stages may be fitted and chosen, in full: the others judge them."""
         return _but_held_out(self.whole_train or self.train)
 
     def comparing(self, limit: int) -> "Data":
         """With ``more``: distinct texts that the test set lacks, at most ``limit``, traffic first.
 
         The rest is divided between validation articles, which the weights do not know, and training articles, of which
-        those come first on which no first stage is fitted.
+        those come first on which no stage is fitted or chosen.
         """
-        # A text that occurs twice counts where it is first: as one that a first stage may be fitted on.
+        # A text that occurs twice counts where it is first: as one that a stage may be fitted on.
         parts = [self.test, _but_held_out(self.train), self.traffic, self.val, self.train[::HOLD_OUT_EVERY]]
         together = [article for part in parts for article in part]
         distinct = distinct_texts(together)[0]
@@ -70,7 +70,7 @@ class Data:
             "val": capped(val, n_val),
         }
         more = {role: part for role, part in chosen.items() if part}
-        return replace(self, more=more, n_unfitted=len(chosen["traffic"]) + len(held_out))
+        return replace(self, more=more, n_unseen=len(chosen["traffic"]) + len(held_out))
 
     @property
     def all_more(self) -> list[Article]:

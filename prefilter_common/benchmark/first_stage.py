@@ -15,6 +15,7 @@ PENALTY = 1000.0
 # This share of the validation articles and their cut copies has a smaller share of known tokens than is asked for. Of
 # articles in a language that the first stage was not fitted on, nearly all have.
 BELOW_COVERAGE = 0.1
+FOLDS = 3
 
 
 def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> FirstStage:
@@ -48,12 +49,29 @@ def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> Firs
     return FirstStage(weights.astype(np.float32), squares.astype(np.float32), known, float(model.intercept_[0]))
 
 
+def out_of_fold(texts: Sequence[Sequence[int]], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What first stages say of texts that they were not fitted on: log-odds and share of known tokens, both (2n,).
+
+    Args:
+        texts: (2n,) token ids of articles and then of copies of them, which are left out together.
+    """
+    fold = np.tile(np.arange(len(texts) // 2) % FOLDS, 2)
+    log_odds, coverage = np.empty(len(texts)), np.empty(len(texts))
+    for k in range(FOLDS):
+        others, these = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        first = fit_first_stage([texts[i] for i in others.tolist()], targets[others])
+        log_odds[these], coverage[these] = first([texts[i] for i in these.tolist()])
+    return log_odds, coverage
+
+
 def choose_first_stage(
     first: FirstStage,
     texts: Sequence[Sequence[int]],
     labels: np.ndarray,
     full: np.ndarray,
+    unseen: tuple[np.ndarray, np.ndarray],
     thresholds: Mapping[str, float],
+    change: float,
 ) -> tuple[Stage | None, StageNote]:
     """What the first stage may decide: temperature, share of known tokens, and limits as ``limits_of`` has them.
 
@@ -61,7 +79,8 @@ def choose_first_stage(
         texts: (2n,) token ids of validation articles and then of copies cut to the length of a feed's, without special
             tokens.
         labels: (n,) of the articles.
-        full: (2n,) P(commerce) of the full read.
+        full: (2n + k,) P(commerce) of the full read of these, and then of the texts that it was fitted on.
+        unseen: (k,) each, of the latter, as ``out_of_fold`` has them.
     """
     n = len(labels)
     labels = np.concatenate([labels, labels])
@@ -70,9 +89,10 @@ def choose_first_stage(
     log_odds, coverage = first(texts)
     temperature = round(fit_temperature(labels, sigmoid(log_odds)), 4)
     needed = round(float(np.quantile(coverage, BELOW_COVERAGE)), 4)
-    own, may = sigmoid(log_odds / temperature), coverage >= needed
-    low, high = limits_of(full, own, may, thresholds)
-    decided = may & ((own <= low) | (own >= high))
+    own = sigmoid(np.concatenate([log_odds, unseen[0]]) / temperature)
+    may = np.concatenate([coverage, unseen[1]]) >= needed
+    low, high = limits_of(full, own, may, thresholds, change)
+    decided = (may & ((own <= low) | (own >= high)))[: 2 * n]
     if decided.mean() < MIN_SAVED:
         share = f"{decided.mean():.1%} of the validation articles and their cut copies, less than {MIN_SAVED:.0%}"
         return None, {"reason": f"alike with the full read it decides {share}"}

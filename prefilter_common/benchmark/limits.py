@@ -11,8 +11,6 @@ from prefilter_common.statistics.calibration import at_temperature, fit_temperat
 
 # How far beyond the thresholds a stage's score must lie to be final, in log-odds.
 MARGINS = np.arange(0.25, 8.01, 0.25)
-# This share of the decisions may change on each side: none on fewer than 1,000 articles and copies.
-MAX_CHANGED = 0.001
 # An upper limit that no score reaches.
 UNREACHABLE = 1.0
 # With fewer articles, a stage can be neither calibrated nor judged; for a short read, those that it cuts count.
@@ -38,7 +36,7 @@ class StageNote(TypedDict, total=False):
 
 
 def limits_of(
-    full: np.ndarray, own: np.ndarray, may: np.ndarray, thresholds: Mapping[str, float]
+    full: np.ndarray, own: np.ndarray, may: np.ndarray, thresholds: Mapping[str, float], change: float
 ) -> tuple[float, float]:
     """The narrowest limits outside which a stage decides as the full read does, at every operating point.
 
@@ -48,16 +46,17 @@ def limits_of(
     articles.
 
     Args:
-        full: (n,) P(commerce) of the full read of articles that the weights were not trained on.
+        full: (n,) P(commerce) of the full read.
         own: (n,) of the stage.
         may: (n,) bool, what the stage may decide.
+        change: the share of the n decisions that may be other than the full read's, on each side.
     """
     lowest, highest = min(thresholds.values()), max(thresholds.values())
     lows = np.round(expit(logit(_inside(lowest)) - MARGINS), 6).tolist()
     highs = np.round(expit(logit(_inside(highest)) + MARGINS), 6).tolist()
     # What a lower limit must not reach, and an upper one.
     commerce, journalism = own[may & (full >= lowest)], own[may & (full < highest)]
-    allowed = int(MAX_CHANGED * len(full))
+    allowed = int(change * len(full))
     first = np.sort(np.append(commerce, np.ones(allowed + 1)))[allowed]
     last = np.sort(np.append(journalism, np.zeros(allowed + 1)))[-1 - allowed]
     low = next((limit for limit in lows if limit < first), 1 - UNREACHABLE)
@@ -71,14 +70,17 @@ def choose_short_read(
     short: Mapping[int, np.ndarray],
     n_tokens: np.ndarray,
     thresholds: Mapping[str, float],
+    change: float,
 ) -> tuple[Stage | None, StageNote]:
-    """The length and limits that read the fewest tokens of those that change no decision, as ``limits_of`` has it.
+    """The length and limits that read the fewest tokens within limits as ``limits_of`` has them.
 
     Args:
         labels: (n,) of the validation articles, which the weights were not trained on.
-        full: (2n,) P(commerce) of the full read of these and then of copies cut to the length of a feed's, calibrated.
-        short: tokens of a short read -> its (2n,) P(commerce) at temperature 1, which is calibrated at its own length.
-        n_tokens: (2n,) tokens of the full read. Those of the articles themselves are to become fewer.
+        full: (2n + k,) P(commerce) of the full read of these, of copies cut to the length of a feed's, and of k other
+            texts, calibrated.
+        short: tokens of a short read -> its (2n + k,) P(commerce) at temperature 1, which is calibrated at its own
+            length.
+        n_tokens: (2n + k,) tokens of the full read. Those of the n articles are to become fewer.
     """
     n = len(labels)
     labels = np.concatenate([labels, labels])
@@ -88,9 +90,10 @@ def choose_short_read(
         cut = n_tokens > length
         if cut[:n].sum() < ENOUGH_ARTICLES or len(np.unique(labels[:n][cut[:n]])) < 2:
             continue
-        temperature = round(fit_temperature(labels[cut], scores[cut]), 4)
+        known = np.flatnonzero(cut[: 2 * n])
+        temperature = round(fit_temperature(labels[known], scores[known]), 4)
         own = at_temperature(scores, temperature)
-        low, high = limits_of(full, own, cut, thresholds)
+        low, high = limits_of(full, own, cut, thresholds, change)
         again = (cut & (low < own) & (own < high))[:n]
         tokens = float((np.minimum(n_tokens[:n], length).sum() + n_tokens[:n][again].sum()) / n_tokens[:n].sum())
         if tokens < best_tokens:

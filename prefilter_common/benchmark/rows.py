@@ -10,7 +10,7 @@ from prefilter_common.benchmark.cascade import Cascade
 from prefilter_common.benchmark.fidelity import Fidelity, Tolerance, compare_scores, refusal
 from prefilter_common.benchmark.timing import Bulk, Single
 from prefilter_common.evaluation.choice.rules import CRITERIA
-from prefilter_common.models.contract import LINEAR, Contract, Stage
+from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.scoring.engines import REFERENCE, EngineName
 from prefilter_common.statistics.metrics import latency_summary, threshold_metrics
 from prefilter_common.statistics.operating_points import DEFAULT
@@ -32,8 +32,8 @@ class Reference:
     """PyTorch in fp32, every article read in full: what the others are compared with.
 
     ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
-    other articles on which decisions are compared: on the first ``n_unfitted`` no first stage was fitted, and on the
-    last ``n_val`` limits were chosen; ``operations`` maps the shape of a batch to the operations of its forward pass.
+    other articles on which decisions are compared: on the first ``n_unseen`` of them no stage was fitted or chosen;
+    ``operations`` maps the shape of a batch to the operations of its forward pass.
     """
 
     contract: Contract
@@ -43,8 +43,7 @@ class Reference:
     operations: Callable[[tuple[int, ...]], float]
     cascade: Cascade
     more: np.ndarray
-    n_unfitted: int
-    n_val: int
+    n_unseen: int
 
 
 class Machine(TypedDict):
@@ -196,9 +195,7 @@ def judge(
 ) -> tuple[Fidelity, str | None]:
     """How close a configuration's (n,) and (k,) scores are to the reference's, and why it is refused, or None."""
     # The articles that stages were chosen or fitted on would flatter them.
-    judged = len(more) - (reference.n_val if configuration.stages else 0)
-    if any(stage.reader == LINEAR for stage in configuration.stages):
-        judged = reference.n_unfitted
+    judged = reference.n_unseen if configuration.stages else len(more)
     fidelity = compare_scores(
         reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
         (reference.more[:judged], more[:judged]),

@@ -84,7 +84,7 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         contract = read_contract(directory)
         cascade = Cascade(contract.stages if contract else (), {})
     else:
-        cascade = cascade_of(directory, scorer, data.val, data.fitting, batch_size)
+        cascade = cascade_of(directory, scorer, data.val, data.fitting, batch_size, options.tolerance.changed)
     encodings = scorer.tokenize(data.test)
     start = time.perf_counter()
     scores = scorer.score(data.test, batch_size)
@@ -98,9 +98,8 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         operations=operations(scorer.engine.model),
         cascade=cascade,
         more=scorer.score(data.all_more, batch_size),
-        # On what an earlier run's was fitted is not known.
-        n_unfitted=data.n_unfitted if cascade.first_stage else 0,
-        n_val=len(data.more.get("val", ())),
+        # On what an earlier run's stages were fitted and chosen is not known.
+        n_unseen=data.n_unseen if cascade.notes else len(data.more.get("traffic", ())),
     )
     return reference, data
 
