@@ -131,7 +131,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     what.add_argument("--max-f1-loss", type=fraction, default=0.01, metavar="F", help="tolerated loss of F1, 0 to 1")
     what.add_argument(
-        "--max-changed", type=fraction, default=0.01, metavar="F", help="tolerated share of changed decisions, 0 to 1"
+        "--max-changed",
+        type=fraction,
+        default=0.01,
+        metavar="F",
+        help="tolerated share of changed decisions, for which stages are chosen, 0 to 1",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to decide for")
