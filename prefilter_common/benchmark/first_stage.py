@@ -15,7 +15,7 @@ PENALTY = 1000.0
 # This share of the validation articles and their cut copies has a smaller share of known tokens than is asked for. Of
 # articles in a language that the first stage was not fitted on, nearly all have.
 BELOW_COVERAGE = 0.1
-FOLDS = 3
+FOLDS = 3  # of the texts that it is fitted on
 
 
 def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> FirstStage:
@@ -95,7 +95,7 @@ def choose_first_stage(
     decided = (may & ((own <= low) | (own >= high)))[: 2 * n]
     if decided.mean() < MIN_SAVED:
         share = f"{decided.mean():.1%} of the validation articles and their cut copies, less than {MIN_SAVED:.0%}"
-        return None, {"reason": f"alike with the full read it decides {share}"}
+        return None, {"reason": f"within the tolerance it decides {share}"}
     sha256 = hashlib.sha256(first.content()).hexdigest()
     note: StageNote = {"decided": float(decided[:n].mean()), "decided_cut": float(decided[n:].mean())}
     return Stage(LINEAR, temperature, low, high, coverage=needed, sha256=sha256), note

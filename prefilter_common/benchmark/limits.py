@@ -1,4 +1,4 @@
-"""Within which limits is a stage not sure? Chosen on validation articles, so that its decisions are the full read's."""
+"""Within which limits is a stage not sure? Chosen so that hardly a decision is other than the full read's."""
 
 from collections.abc import Mapping
 from typing import TypedDict
@@ -101,7 +101,7 @@ def choose_short_read(
             stage = Stage(ENCODER, temperature, low, high, max_length=length)
             best = stage, {"read_in_full": float(again.mean()), "tokens": tokens}
     if best is None:
-        return None, {"reason": "no short read saves a tenth and decides the validation articles alike"}
+        return None, {"reason": "no short read saves a tenth of the tokens within the tolerance"}
     return best
 
 
