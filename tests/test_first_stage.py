@@ -141,7 +141,7 @@ def test_another_language_goes_on(first):
 class StubEngine:
     """Log-odds 0, and the rows that it was given."""
 
-    name, precision = "stub", "fp32"
+    name, precision, width_step = "stub", "fp32", 1
 
     def __init__(self):
         self.rows = []

@@ -317,7 +317,7 @@ def test_code_in_a_model_directory_is_neither_executed_nor_offered(
 
 
 class NoNumbers:
-    name, precision = "stub", "fp32"
+    name, precision, width_step = "stub", "fp32", 1
 
     def __init__(self, value):
         self.value = value

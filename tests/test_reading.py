@@ -29,7 +29,7 @@ PLAIN = Contract(max_length=FULL, temperature=2.0)
 class StubEngine:
     """Log-odds that are drawn from the token ids, whatever the padding, and a list of the rows it was given."""
 
-    name, precision = "stub", "fp32"
+    name, precision, width_step = "stub", "fp32", 1
 
     def __init__(self):
         self.rows = []
@@ -218,3 +218,24 @@ def test_a_malformed_first_stage_is_named(tmp_path, changes):
     for stages in (None, {}, "none", [None]):
         with pytest.raises(InputError, match=r'"stages" is .*; it must be a list of objects'):
             read_record(tmp_path, stages=stages)
+
+
+class SteppedEngine(StubEngine):
+    width_step = 16
+
+    def __init__(self):
+        super().__init__()
+        self.widths = set()
+
+    def __call__(self, input_ids, attention_mask):
+        self.widths.add(input_ids.shape[1])
+        return super().__call__(input_ids, attention_mask)
+
+
+def test_an_engine_that_keeps_something_for_each_shape_sees_few_lengths(tokenizer, articles):
+    engine = SteppedEngine()
+    scorer = Scorer(engine, tokenizer, Contract(max_length=FULL - 3))
+    some = [Article("", " ".join(["word"] * n)) for n in range(FULL)] + list(articles)
+    scores = [scorer.score([article])[0] for article in some]
+    assert engine.widths == {*range(32, FULL - 3, 16), FULL - 3}  # an empty article has over 16 tokens
+    np.testing.assert_allclose(scorer.score(some), scores)  # whatever the padding

@@ -124,6 +124,7 @@ class _Counting:
 
     def __init__(self, engine: "Engine"):
         self.engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.width_step = engine.width_step
         self.shapes: list[tuple[int, ...]] = []
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

@@ -182,6 +182,7 @@ class _EveryNth:
 
     def __init__(self, engine: Engine, index: int, count: int):
         self.engine, self.name, self.precision = engine, engine.name, engine.precision
+        self.width_step = engine.width_step
         self.index, self.count, self.calls = index, count, 0
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

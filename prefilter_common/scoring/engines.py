@@ -74,10 +74,11 @@ ENGINES = (
 
 
 class Engine(Protocol):
-    """``precision`` is what the arithmetic is really done in."""
+    """``precision`` is what the arithmetic is really done in; batches are padded to multiples of ``width_step``."""
 
     name: EngineName
     precision: str
+    width_step: int
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """Log-odds of commerce, (n,) float64, on the host when the call returns."""
@@ -115,6 +116,8 @@ def open_converted(folder: Path, name: EngineName, threads: int | None) -> Engin
 
 class TorchEngine:
     """A transformers model, on any device. Raises RunError where a GPU's memory does not suffice."""
+
+    width_step = 1
 
     def __init__(self, model: "PreTrainedModel", device: "str | torch.device", name: EngineName = REFERENCE):
         import torch
@@ -155,6 +158,9 @@ def _named_exhaustion(what: str, fix: str) -> Iterator[None]:
 class OpenVinoEngine:
     """A model that ``conversion`` wrote as ``model.xml``, on the CPU."""
 
+    # OpenVINO compiles kernels for each shape and keeps them: in int8 some hundred lengths took a gigabyte.
+    width_step = 16
+
     def __init__(self, folder: Path, name: EngineName, threads: int | None):
         import openvino
 
@@ -183,6 +189,8 @@ class OpenVinoEngine:
 
 class OnnxRuntimeEngine:
     """A model that ``conversion`` wrote as ``model.onnx``, on the CPU."""
+
+    width_step = 1
 
     def __init__(self, folder: Path, name: EngineName, threads: int | None):
         import onnxruntime

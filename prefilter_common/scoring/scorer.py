@@ -241,8 +241,8 @@ class Scorer:
         return bool(self.classify([article], threshold)[1][0])
 
     def _log_odds(self, encodings: Sequence[Encoding], batch_size: int) -> np.ndarray:
-        log_odds = np.empty(len(encodings))
-        for batch, padded in self.tokenizer.batches(encodings, batch_size):
+        log_odds, step = np.empty(len(encodings)), self.engine.width_step
+        for batch, padded in self.tokenizer.batches(encodings, batch_size, step, self.contract.max_length):
             log_odds[batch] = self.engine(*padded)
         # Not -inf: among several processes it stands for the articles of the others.
         if not (log_odds < np.inf).all():

@@ -123,9 +123,14 @@ class ArticleTokenizer:
         """The tokens of the article itself, without the special ones around them."""
         return ids[len(self._first) : len(ids) - len(self._last)]
 
-    def pad(self, encodings: Sequence[list[int]], width: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """``input_ids`` and ``attention_mask``, both (n, longest or ``width``) int64, padded on the right."""
-        width = max(width, *(len(ids) for ids in encodings))
+    def pad(
+        self, encodings: Sequence[list[int]], step: int = 1, max_length: int = sys.maxsize
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """``input_ids`` and ``attention_mask``, both (n, t) int64, padded on the right: t is the length of the longest,
+        rounded up to a multiple of ``step``, but not beyond ``max_length``.
+        """
+        longest = max(len(ids) for ids in encodings)
+        width = max(longest, min(-(-longest // step) * step, max_length))
         input_ids = np.full((len(encodings), width), self.pad_token_id, dtype=np.int64)
         attention_mask = np.zeros_like(input_ids)
         for row, ids in enumerate(encodings):
@@ -134,13 +139,13 @@ class ArticleTokenizer:
         return input_ids, attention_mask
 
     def batches(
-        self, encodings: Sequence[list[int]], batch_size: int
+        self, encodings: Sequence[list[int]], batch_size: int, step: int = 1, max_length: int = sys.maxsize
     ) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
         """Batches of articles of similar length, so that little is padding: their indices, and what ``pad`` gives."""
         by_length = sorted(range(len(encodings)), key=lambda i: len(encodings[i]))
         for start in range(0, len(by_length), batch_size):
             batch = by_length[start : start + batch_size]
-            yield batch, self.pad([encodings[i] for i in batch])
+            yield batch, self.pad([encodings[i] for i in batch], step, max_length)
 
     def _groups(
         self, texts: Sequence[str], starts: Sequence[int], unread: Sequence[int], needed: int
