@@ -52,12 +52,14 @@ def test_the_best_seed_is_kept_and_each_is_reported(train, alone, tmp_path, monk
     expected = [read(alone / str(seed)) for seed in (5, 6, 7)]
     above_average = sum(row["eval_loss"] for row in expected) / 3 + 1e-6
     monkeypatch.setattr(prefilter_common.training.run, "validate", lambda *_: GOOD | {"eval_loss": above_average})
+    monkeypatch.setattr(ProgressLog, "seconds", lambda self: 10.0)
     output = tmp_path / "m"
     assert train(output, "--seed", 5, "--seeds", 3, "--recipe", "lp-ft") == 0
     metrics = read(output)
     assert [row["seed"] for row in metrics["seeds"]] == [5, 6, 7]
     assert [row["eval_loss"] for row in metrics["seeds"]] == [row["eval_loss"] for row in expected]
     best = max(expected, key=lambda row: (row["eval_f1"], -row["eval_loss"]))
+    assert metrics["train_seconds"] == 30.0
     assert metrics["eval_loss"] == best["eval_loss"] and metrics["kept"] == str(5 + expected.index(best))
     own = weights(alone / metrics["kept"])
     assert all(torch.equal(weight, own[name]) for name, weight in weights(output).items())

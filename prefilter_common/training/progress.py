@@ -40,7 +40,7 @@ class TrainingMetrics(ValidationFigures):
     train_articles: int
     val_articles: int
     steps: int
-    train_seconds: float
+    train_seconds: float  # of all seeds together; steps and their speed are one run's
     median_step_seconds: float
     train_articles_per_second: float
     effective_batch_size: int

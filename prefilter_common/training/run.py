@@ -142,7 +142,12 @@ def train_seeds(
     if not use_mean:
         model.load_state_dict(weights[best], strict=False)
     log.info(f"keeping {'the mean' if use_mean else f'seed {seeds[best]}'}")
-    chosen: TrainingMetrics = {**metrics[best], "seeds": rows, "kept": "mean" if use_mean else str(seeds[best])}
+    chosen: TrainingMetrics = {
+        **metrics[best],
+        "train_seconds": round(sum(row["train_seconds"] for row in metrics), 1),
+        "seeds": rows,
+        "kept": "mean" if use_mean else str(seeds[best]),
+    }
     if use_mean:
         chosen.update(figures)
     return Trained(one.checkpoint, chosen, runs[0])
