@@ -8,8 +8,9 @@ fast it is. Engines are converted into folders inside the model directory where 
 articles, stages that decide some articles before they are read in full are chosen and kept: a linear first stage
 (first_stage.npz) and a short read (prefilter.json).
 
-With --lengths-like all of this is at the length of production; --traffic adds unlabelled texts on which decisions are
-compared: as many texts in all as PyTorch scores in a minute, at least 1,200, at most what the tolerance needs.
+With --lengths-like all of this is at the length of production. --traffic adds unlabelled texts: the first half of them
+teaches the stages, and decisions are compared on all of them, but on no more texts than the tolerance needs or, beyond
+1,200, than PyTorch scores in a minute.
 
     python benchmark_inference.py
     python benchmark_inference.py --lengths-like ../production/last_week.jsonl --traffic ../production/last_week.jsonl
@@ -108,7 +109,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         ("--train-data", "articles, labelled or not, that calibrate int8 and teach the first stage (default: "
          "train.jsonl beside --test-data)"),
         ("--val-data", "labelled articles on which to choose stages (default: val.jsonl beside --test-data)"),
-        ("--traffic", "unlabelled articles on which to compare decisions as well"),
+        ("--traffic", "unlabelled articles on which to compare decisions as well; the first half teaches stages"),
         ("--lengths-like", "articles to whose lengths of content those of test, train and validation are cut (default: "
          "not cut)"),
     ):  # fmt: skip

@@ -65,32 +65,39 @@ def test_lengths_of_a_bad_file(tmp_path):
 
 def test_decisions_are_compared_on_distinct_texts_traffic_first():
     test, train, val = articles(5, "test"), articles(100, "train"), articles(40, "val")
-    traffic = [*articles(30, "traffic"), *articles(30, "traffic"), test[0], val[0]]
+    week = articles(30, "traffic")
+    traffic = [*week, *week[:2], test[0], val[0]]
     data = Data(test, test, train, val, traffic)
     everything = data.comparing(1000)
     assert {role: len(part) for role, part in everything.more.items()} == {"train": 100, "traffic": 31, "val": 39}
     held_out, rest = train[::4], [article for i, article in enumerate(train) if i % 4]
-    assert everything.all_more == [*articles(30, "traffic"), val[0], *held_out, *rest, *val[1:]]
-    # No first stage is fitted on traffic and on what is held out, which therefore come first.
-    assert everything.n_unseen == 31 + 25 and everything.fitting == rest
+    # Stages are fitted on the first half of the traffic, and judged on the second and on what is held out.
+    assert everything.all_more == [*week[17:], val[0], *week[:17], *held_out, *rest, *val[1:]]
+    assert everything.unseen.tolist() == 14 * [True] + 17 * [False] + 25 * [True] + 75 * [False] + 39 * [False]
+    assert everything.fitting == [*rest, *week[:17]]
     assert data.comparing(51).all_more[31:41] == [held_out[i * 25 // 10] for i in range(10)]
     for limit, expected in (
+        (10, {"traffic": 10}),
         (20, {"traffic": 20}),
         (51, {"train": 10, "traffic": 31, "val": 10}),
         (120, {"train": 50, "traffic": 31, "val": 39}),
     ):
-        assert {role: len(part) for role, part in data.comparing(limit).more.items()} == expected
+        chosen = data.comparing(limit)
+        assert {role: len(part) for role, part in chosen.more.items()} == expected
+        assert chosen.unseen[:10].all() and len(chosen.unseen) == limit
     assert len(Data(test, test, train[:5], val).comparing(30).more["val"]) == 25
     assert Data(test, test).comparing(100).all_more == []
 
 
-def test_no_first_stage_is_judged_on_texts_that_it_was_fitted_on():
+def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted_on():
     """Unlabelled articles may be given to be fitted on and, by mistake, to be compared on as well."""
     both = articles(40)
-    data = Data([], [], train=both, traffic=both).comparing(1000)
-    unfitted = data.all_more[: data.n_unseen]
-    assert len(unfitted) == 10 and not any(article in data.fitting for article in unfitted)
-    assert len(data.all_more) == 40
+    data = Data(both[:3], [], train=both, traffic=both).comparing(1000)
+    unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
+    assert unseen == both[20::4] and not any(article in data.fitting for article in unseen)
+    assert len(data.all_more) == 37
+    traffic_alone = Data(both[:3], [], traffic=both)
+    assert traffic_alone.fitting == both[3:20]
 
 
 def test_as_many_texts_as_a_minute_allows_but_no_more_than_help():
@@ -129,4 +136,4 @@ def test_a_first_stage_is_fitted_on_whole_articles_and_judged_at_the_length_of_t
     short = cut_like(whole, content_lengths(feed))
     data = Data([], [], train=short, whole_train=whole).comparing(1000)
     assert data.fitting == [article for i, article in enumerate(whole) if i % 4]
-    assert data.all_more[: data.n_unseen] == short[::4] and len(data.all_more) == 40
+    assert data.all_more[:10] == short[::4] and data.unseen.tolist() == 10 * [True] + 30 * [False]

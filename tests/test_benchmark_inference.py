@@ -212,9 +212,10 @@ def alone(data_dir, tmp_path):
 
 @pytest.fixture
 def traffic(tmp_path):
-    """A feed: 120 short texts, one of them without content, and every text twice."""
-    texts = [f"word{i} and {'more ' * (i % 23)}words" if i else "" for i in range(120)]
-    return write_jsonl(tmp_path / "feed.jsonl", [{"title": f"News {i}", "content": c} for i, c in enumerate(texts)] * 2)
+    """A feed: 160 short texts, one of them without content, and every text twice in a row."""
+    texts = [f"word{i} and {'more ' * (i % 23)}words" if i else "" for i in range(160)]
+    rows = [{"title": f"News {i}", "content": c} for i, c in enumerate(texts) for _ in range(2)]
+    return write_jsonl(tmp_path / "feed.jsonl", rows)
 
 
 def test_an_engine_and_a_first_pass_refused_on_few_texts_are_accepted_with_traffic(
@@ -230,10 +231,10 @@ def test_an_engine_and_a_first_pass_refused_on_few_texts_are_accepted_with_traff
     assert why["onnxruntime-fp32", 0].endswith("takes 72 without one")
     assert "may be" in why["pytorch-fp32", 1] and "by 16 articles; without a changed decision" in why["pytorch-fp32", 1]
     _, more = run(*flags, "--traffic", traffic, data=alone)
-    assert more["conditions"]["compared"] == {"test": 16, "traffic": 120, "val": 16}  # each text once
+    assert more["conditions"]["compared"] == {"test": 16, "traffic": 160, "val": 16}  # each text once
     assert [row["refused"] for row in more["rows"]] == [None] * 4
     points = [row["parity"]["points"]["default"] for row in more["rows"]]
-    assert [point["n"] for point in points] == [152, 136, 152, 136] and more["run"]["data"]["traffic"]["rows"] == 240
+    assert [point["n"] for point in points] == [192, 96, 192, 96] and more["run"]["data"]["traffic"]["rows"] == 320
 
 
 def test_everything_is_cut_to_the_lengths_of_a_file_but_what_calibrates_int8(
@@ -275,7 +276,7 @@ def test_traffic_as_test_data_keeps_its_lengths(run, traffic, data_dir, monkeypa
     assert code == 0
     lengths = [len(article.content) for article in load_articles(traffic)]
     assert result["conditions"]["median_characters"] == round(np.median(lengths))
-    assert result["conditions"]["compared"] == {"test": 240, "train": 48, "val": 16}
+    assert result["conditions"]["compared"] == {"test": 320, "train": 48, "val": 16}
     one, two = result["rows"]
     assert one["f1"] is None and one["refused"] is None and two["refused"] == "no labels to judge it on"
 

@@ -22,18 +22,18 @@ Stages. Most articles need no full read. A cascade is a list of stages in ``pref
 calibrated score lies outside two limits, and passes on the rest; what none decides is read in full.
 
 - ``first stage``: a logistic regression over the article's tokens and pairs of tokens, in ``first_stage.npz``. It is
-  fitted to the model's own scores of three quarters of the training articles, which need no labels, and of a copy of
-  each that is cut to the length of a feed's. What has fewer tokens known from there than all but a tenth of the
-  validation articles goes on: languages and scripts that it was not fitted on.
+  fitted to the model's own scores, which need no labels, of three quarters of the training articles, of the first half
+  of the traffic, and of a copy of each that is cut to the length of a feed's. What has fewer tokens known from there
+  than all but a tenth of the validation articles goes on: languages and scripts that it was not fitted on.
 - ``64 tokens``: the model reads that many.
 
-Length, limits and the share of known tokens are chosen on validation articles, on training articles and on copies of
-both that are cut to the length of a feed's: the limits that pass on least while at most ``--max-changed`` of the
-decisions are other than the full read's, a quarter of that for each side of each stage. A first stage is judged there
-by others like it that were fitted without the article. A stage that saves less than a tenth is not kept. Each stage
-alone, and all together, are rows of their own. Rows with stages are not judged on validation articles, and those with a
-first stage, of the training articles, only on the quarter that no stage was fitted or chosen on. Evaluation drops the
-stages, with a warning, when it changes a threshold.
+Length, limits and the share of known tokens are chosen on these, on validation articles and on cut copies of them: the
+limits that pass on least while at most half of ``--max-changed`` of the decisions are other than the full read's, a
+quarter of that half on each side of each stage. Half, so that it can be shown that no more change. A first stage is
+judged there by others like it that were fitted without the article. A stage that saves less than a tenth is not kept.
+Each stage alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on those
+training articles and that traffic on which no stage was fitted or chosen. Evaluation drops the stages, with a warning,
+when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, and leaves

@@ -76,11 +76,13 @@ def choose_cascade(
         fitting: articles, labelled or not, for a first stage to learn what the model says of them. Whether a stage
             decides them as the full read does counts too, and a validation set is too small to show it: on training
             articles short reads changed no fewer decisions than on others.
-        max_changed: the share of the decisions that all stages together may change.
+        max_changed: the tolerated share of changed decisions.
     """
     val, fitting = readable(scorer, val), readable(scorer, fitting)
     labels, thresholds = labels_of(val), scorer.contract.thresholds
-    change = max_changed / 4  # two stages, with two sides each
+    # For each of two sides of two stages. All together they are to change half of what is tolerated: that more is not
+    # exceeded could be shown with no number of texts.
+    change = max_changed / 2 / 4
     rng = np.random.default_rng(CUT_SEED)
     chosen = capped(fitting, MAX_FITTING)
     known, texts = (scorer.tokenize([*part, *cut_at_random(part, rng)]) for part in (val, chosen))
@@ -100,7 +102,7 @@ def choose_cascade(
     read, read_note = choose_short_read(labels, both, short, n_tokens, thresholds, change)
     reads = (read,) if read else ()
     if not texts:
-        reason = "no training articles to fit it on; pass --train-data"
+        reason = "no articles to fit it on; pass --train-data or --traffic"
         return Cascade(reads, {"first stage": {"reason": reason}, "short read": read_note})
     known_own, own = ([scorer.tokenizer.own(ids) for ids in part] for part in (known, texts))
     first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets)

@@ -18,7 +18,9 @@ MIN_MORE = 1_200
 # An engine that changes half of what is tolerated is shown to be inside, in 19 of 20 cases, by this many times the
 # texts that show it where no decision changes. More texts would hardly help.
 ENOUGH = 11
-HOLD_OUT_EVERY = 4  # stages are judged on every fourth training article, and fitted and chosen on the others
+# Stages are judged on every fourth training article and on the later half of the traffic, and fitted and chosen on the
+# others.
+HOLD_OUT_EVERY = 4
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,10 @@ class Data:
     """The articles of one benchmark, all at the length that is benchmarked.
 
     ``timed``, a part of ``test``, are timed one at a time; ``val`` choose stages. ``more`` are other texts on which
-    decisions are compared, by role: ``traffic``, ``train``, ``val``; on the first ``n_unseen`` of them no stage is
-    fitted or chosen. ``whole_train`` are the training articles in full: they calibrate int8, since a converted model is
-    kept for benchmarks at every length, and a first stage learns more from them. ``lengths_like`` is the file to whose
-    lengths the others were cut.
+    decisions are compared, by role: ``traffic``, ``train``, ``val``; on those in ``unseen``, (k,) bool, no stage is
+    fitted or chosen. ``whole_train`` are the training articles in full: they calibrate int8, since a converted model
+    is kept for benchmarks at every length, and a first stage learns more from them. ``lengths_like`` is the file to
+    whose lengths the others were cut.
     """
 
     test: list[Article]
@@ -40,41 +42,51 @@ class Data:
     whole_train: list[Article] | None = None
     lengths_like: Path | None = None
     more: Mapping[str, Sequence[Article]] = field(default_factory=dict)
-    n_unseen: int = 0
+    unseen: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     @property
     def fitting(self) -> list[Article]:
-        """The training articles on which stages may be fitted and chosen, in full: the others judge them."""
-        return _but_held_out(self.whole_train or self.train)
+        """Training articles, in full, and traffic on which stages may be fitted and chosen: the others judge them."""
+        together = [*self.test, *self._earlier_traffic]
+        new = [together[i] for i in distinct_texts(together)[0].tolist() if i >= len(self.test)]
+        return [*_but_held_out(self.whole_train or self.train), *new]
+
+    @property
+    def _earlier_traffic(self) -> list[Article]:
+        return self.traffic[: len(self.traffic) // 2]
 
     def comparing(self, limit: int) -> "Data":
         """With ``more``: distinct texts that the test set lacks, at most ``limit``, traffic first.
 
-        The rest is divided between validation articles, which the weights do not know, and training articles, of which
-        those come first on which no stage is fitted or chosen.
+        The rest is divided between validation articles, which the weights do not know, and training articles. Of
+        traffic and training articles those come first on which no stage is fitted or chosen.
         """
+        earlier, later = self._earlier_traffic, self.traffic[len(self.traffic) // 2 :]
         # A text that occurs twice counts where it is first: as one that a stage may be fitted on.
-        parts = [self.test, _but_held_out(self.train), self.traffic, self.val, self.train[::HOLD_OUT_EVERY]]
+        parts = [self.test, _but_held_out(self.train), earlier, later, self.val, self.train[::HOLD_OUT_EVERY]]
         together = [article for part in parts for article in part]
         distinct = distinct_texts(together)[0]
         of_part = np.searchsorted(np.cumsum([len(part) for part in parts]), distinct, side="right")
-        fitting, traffic, val, held_out = (
+        fitting, earlier, later, val, held_out = (
             [together[i] for i in distinct[of_part == part].tolist()] for part in range(1, len(parts))
         )
-        rest = max(0, limit - len(traffic))
+        later = list(capped(later, limit))
+        earlier = list(capped(earlier, limit - len(later)))
+        rest = limit - len(later) - len(earlier)
         n_val = min(len(val), max(rest // 2, rest - len(held_out) - len(fitting)))
         held_out = list(capped(held_out, rest - n_val))
-        chosen = {
-            "traffic": capped(traffic, limit),
-            "train": [*held_out, *capped(fitting, rest - n_val - len(held_out))],
-            "val": capped(val, n_val),
-        }
-        more = {role: part for role, part in chosen.items() if part}
-        return replace(self, more=more, n_unseen=len(chosen["traffic"]) + len(held_out))
+        fitting = list(capped(fitting, rest - n_val - len(held_out)))
+        more = {"traffic": [*later, *earlier], "train": [*held_out, *fitting], "val": capped(val, n_val)}
+        sizes = [len(later), len(earlier), len(held_out), len(fitting), n_val]
+        return replace(
+            self,
+            more={role: part for role, part in more.items() if part},
+            unseen=np.repeat([True, False, True, False, False], sizes),
+        )
 
     @property
     def all_more(self) -> list[Article]:
-        """The articles of ``more``, one role after the other, validation articles last."""
+        """The articles of ``more``, one role after the other."""
         return [article for part in self.more.values() for article in part]
 
 

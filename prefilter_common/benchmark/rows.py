@@ -32,8 +32,8 @@ class Reference:
     """PyTorch in fp32, every article read in full: what the others are compared with.
 
     ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
-    other articles on which decisions are compared: on the first ``n_unseen`` of them no stage was fitted or chosen;
-    ``operations`` maps the shape of a batch to the operations of its forward pass.
+    other articles on which decisions are compared, and ``unseen`` (k,) bool: on which of them no stage was fitted or
+    chosen; ``operations`` maps the shape of a batch to the operations of its forward pass.
     """
 
     contract: Contract
@@ -43,7 +43,7 @@ class Reference:
     operations: Callable[[tuple[int, ...]], float]
     cascade: Cascade
     more: np.ndarray
-    n_unseen: int
+    unseen: np.ndarray
 
 
 class Machine(TypedDict):
@@ -195,10 +195,10 @@ def judge(
 ) -> tuple[Fidelity, str | None]:
     """How close a configuration's (n,) and (k,) scores are to the reference's, and why it is refused, or None."""
     # The articles that stages were chosen or fitted on would flatter them.
-    judged = reference.n_unseen if configuration.stages else len(more)
+    judged = reference.unseen if configuration.stages else np.ones(len(more), dtype=bool)
     fidelity = compare_scores(
         reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
-        (reference.more[:judged], more[:judged]),
+        (reference.more[judged], more[judged]),
     )  # fmt: skip
     # The reference differs from itself only by rounding, but a score may lie that close to a threshold.
     if configuration == Configuration(REFERENCE, reference.contract.max_length):

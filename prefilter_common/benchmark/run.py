@@ -90,6 +90,8 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
     scores = scorer.score(data.test, batch_size)
     per_second = len(scores) / (time.perf_counter() - start)
     data = data.comparing(texts_worth_comparing(options.tolerance, per_second))
+    # On which training articles an earlier run's stages were fitted is not known.
+    n_known = len(data.unseen) if cascade.notes else len(data.more.get("traffic", ()))
     reference = Reference(
         contract=replace(scorer.contract, stages=cascade.stages),
         scores=scores,
@@ -98,8 +100,7 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         operations=operations(scorer.engine.model),
         cascade=cascade,
         more=scorer.score(data.all_more, batch_size),
-        # On what an earlier run's stages were fitted and chosen is not known.
-        n_unseen=data.n_unseen if cascade.notes else len(data.more.get("traffic", ())),
+        unseen=data.unseen & (np.arange(len(data.unseen)) < n_known),
     )
     return reference, data
 
