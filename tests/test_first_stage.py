@@ -288,6 +288,26 @@ def test_a_short_read_is_tried_on_no_more_tokens_than_it_reads(tokenizer, articl
     assert choose_cascade(scorer, late, [], 16, 0.01).stages == ()
 
 
+@pytest.mark.parametrize("read", [None, Stage("encoder", 1.0, 0.1, 0.9, max_length=48)])
+def test_a_first_stage_may_change_what_a_short_read_leaves(tokenizer, articles, monkeypatch, read):
+    shares = {}
+
+    def choose(name, stage):
+        def chosen(*arguments):
+            shares[name] = arguments[-1]
+            return stage, {}
+
+        return chosen
+
+    cascade = "prefilter_common.benchmark.cascade"
+    monkeypatch.setattr(f"{cascade}.choose_short_read", choose("read", read))
+    monkeypatch.setattr(f"{cascade}.choose_first_stage", choose("first", None))
+    scorer = Scorer(OneToken(5), tokenizer, Contract(max_length=64))
+    labelled = [replace(article, label=i % 2) for i, article in enumerate(articles)]
+    choose_cascade(scorer, labelled, articles, 16, 0.02)
+    assert shares == {"read": 0.02 / 8, "first": 0.02 / 8 if read else 0.02 / 4}
+
+
 def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles):
     """The first stage learns what that looks for from articles without labels."""
     marker, token, others = a_word(tokenizer, articles)

@@ -28,12 +28,12 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
 - ``64 tokens``: the model reads that many.
 
 Length, limits and the share of known tokens are chosen on these, on validation articles and on cut copies of them: the
-limits that pass on least while at most half of ``--max-changed`` of the decisions are other than the full read's, a
-quarter of that half on each side of each stage. Half, so that it can be shown that no more change. A first stage is
-judged there by others like it that were fitted without the article. A stage that saves less than a tenth is not kept.
-Each stage alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on those
-training articles and that traffic on which no stage was fitted or chosen. Evaluation drops the stages, with a warning,
-when it changes a threshold.
+limits that pass on least while at most half of ``--max-changed`` of the decisions are other than the full read's, so
+that it can be shown that no more than all of it are. A short read may change half of these, and a first stage the rest.
+It is judged there by others like it that were fitted without the article. A stage that saves less than a tenth is not
+kept. Each stage alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on
+those training articles and that traffic on which no stage was fitted or chosen. Evaluation drops the stages, with a
+warning, when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, and leaves

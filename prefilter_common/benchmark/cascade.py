@@ -80,8 +80,8 @@ def choose_cascade(
     """
     val, fitting = readable(scorer, val), readable(scorer, fitting)
     labels, thresholds = labels_of(val), scorer.contract.thresholds
-    # For each of two sides of two stages. All together they are to change half of what is tolerated: that more is not
-    # exceeded could be shown with no number of texts.
+    # For each of two sides of two stages, of which all together change half of what is tolerated: with all of it, no
+    # number of texts could show that they change no more.
     change = max_changed / 2 / 4
     rng = np.random.default_rng(CUT_SEED)
     chosen = capped(fitting, MAX_FITTING)
@@ -107,7 +107,8 @@ def choose_cascade(
     known_own, own = ([scorer.tokenizer.own(ids) for ids in part] for part in (known, texts))
     first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets)
     both = np.concatenate([full, targets])
-    stage, note = choose_first_stage(first, known_own, labels, both, unseen, thresholds, change)
+    # Where there is no short read, its share goes to the first stage.
+    stage, note = choose_first_stage(first, known_own, labels, both, unseen, thresholds, change if read else 2 * change)
     note["fitted_texts"] = len(texts)
     notes = {"first stage": note, "short read": read_note}
     return Cascade((stage, *reads), notes, first.content()) if stage else Cascade(reads, notes)
