@@ -96,8 +96,8 @@ def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted
     unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
     assert unseen == both[20::4] and not any(article in data.fitting for article in unseen)
     assert len(data.all_more) == 37
-    traffic_alone = Data(both[:3], [], traffic=both)
-    assert traffic_alone.fitting == both[3:20]
+    traffic_alone = Data(both[:3], [], val=both[3:5], traffic=both)
+    assert traffic_alone.fitting == both[5:20]
 
 
 def test_as_many_texts_as_a_minute_allows_but_no_more_than_help():

@@ -47,8 +47,9 @@ class Data:
     @property
     def fitting(self) -> list[Article]:
         """Training articles, in full, and traffic on which stages may be fitted and chosen: the others judge them."""
-        together = [*self.test, *self._earlier_traffic]
-        new = [together[i] for i in distinct_texts(together)[0].tolist() if i >= len(self.test)]
+        kept_out = [*self.test, *self.val]
+        together = [*kept_out, *self._earlier_traffic]
+        new = [together[i] for i in distinct_texts(together)[0].tolist() if i >= len(kept_out)]
         return [*_but_held_out(self.whole_train or self.train), *new]
 
     @property

@@ -121,7 +121,7 @@ def report(result: BenchmarkResult) -> str:
         "changed: share of decisions, at the operating point with the most, and its upper 95 % limit; largest:",
         "  difference of a score; MiB: peak memory one at a time; disk: MiB",
         f"decisions were compared on {conditions['compared_articles']:,} articles: {', '.join(compared)}",
-        "  (stages: without val, and a first stage only where it was not fitted)"
+        "  (rows with stages: only on those on which no stage was fitted or chosen)"
         + ("" if "traffic" in conditions["compared"] else "; --traffic FILE adds more"),
         "",
         *_stage_lines(rows),
