@@ -30,7 +30,7 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
 Length, limits and the share of known tokens are chosen on these, on validation articles and on cut copies of them: the
 limits that pass on least while at most half of ``--max-changed`` of the decisions are other than the full read's, so
 that it can be shown that no more than all of it are. A short read may change half of these, and a first stage the rest.
-It is judged there by others like it that were fitted without the article. A stage that saves less than a tenth is not
+The latter is judged by others like it that were fitted without the article. A stage that saves less than a tenth is not
 kept. Each stage alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on
 those training articles and that traffic on which no stage was fitted or chosen. Evaluation drops the stages, with a
 warning, when it changes a threshold.
