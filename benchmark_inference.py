@@ -5,8 +5,8 @@ Articles are scored one at a time, as in production and including tokenising, in
 configurations take turns; then all together in batches. Each configuration is compared with PyTorch in fp32 that reads
 every article in full: one that changes decisions, or may lose F1, beyond the tolerance is never recommended, however
 fast it is. Engines are converted into folders inside the model directory where they are missing. With validation
-articles, stages that decide some articles before they are read in full are chosen and kept: a linear first stage
-(first_stage.npz) and a short read (prefilter.json).
+articles, stages that decide some articles before they are read in full are chosen and kept in prefilter.json: a linear
+first stage (first_stage.npz), and a short read or exits after some of the layers (early_exits.npz).
 
 With --lengths-like all of this is at the length of production. --traffic adds unlabelled texts: the first half of them
 teaches the stages, and decisions are compared on all of them, but on no more texts than the tolerance needs or, beyond
@@ -45,7 +45,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.files import write_json
 from prefilter_common.models.directory import RECOMMENDATION_FILE, model_directories, write_recommendation
 from prefilter_common.outputs import require_files
-from prefilter_common.scoring.engines import ENGINES, EngineName
+from prefilter_common.scoring.engines.interface import ENGINES, EngineName
 
 if TYPE_CHECKING:
     from prefilter_common.benchmark.data import Data
@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> int:
     results, plot = outputs_of(args, directory)
     # Not at the top: every worker process imports this script, and its memory must be its engine's own.
     from prefilter_common.benchmark import run
-    from prefilter_common.benchmark.cascade import store_cascade
     from prefilter_common.benchmark.report import card, picture, report, results_and_summary
+    from prefilter_common.benchmark.stages.cascade import store_cascade
     from prefilter_common.runinfo import run_info
 
     data, files = load_data(args)

@@ -47,7 +47,7 @@ from prefilter_common.models.directory import model_directories
 from prefilter_common.outputs import require_files
 from prefilter_common.processes import is_main_process
 from prefilter_common.runinfo import run_info
-from prefilter_common.scoring.engines import ENGINES, REFERENCE, EngineName
+from prefilter_common.scoring.engines.interface import ENGINES, REFERENCE, EngineName
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.guard import manifest_record, manifest_warnings
 

@@ -77,7 +77,7 @@ class Convert:
         import onnx  # noqa: F401
 
         from prefilter_common.models import checkpoints  # noqa: F401
-        from prefilter_common.scoring import conversion
+        from prefilter_common.scoring.engines import conversion
 
         self.source, self.conversion = Path(models_dir) / "tiny", conversion
 

@@ -10,7 +10,7 @@ from prefilter_common.articles import Article
 from prefilter_common.benchmark.data import ENOUGH, MIN_MORE, Data, content_lengths, cut_like, texts_worth_comparing
 from prefilter_common.benchmark.fidelity import Tolerance, unchanged_needed
 from prefilter_common.errors import InputError
-from prefilter_common.scoring.conversion import CALIBRATION_ARTICLES, calibration_articles
+from prefilter_common.scoring.engines.converters import CALIBRATION_ARTICLES, calibration_articles
 
 
 def articles(n, role="a", words=400):

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_checkpoint
-from prefilter_common.scoring import conversion
-from prefilter_common.scoring.conversion import ENGINE_FILE, convert, is_current
-from prefilter_common.scoring.engines import EngineName, Unavailable
+from prefilter_common.scoring.engines import conversion
+from prefilter_common.scoring.engines.conversion import ENGINE_FILE, convert, is_current
+from prefilter_common.scoring.engines.interface import EngineName, Unavailable
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -74,7 +74,7 @@ def test_a_conversion_that_fails_keeps_the_earlier_one(model, monkeypatch):
         (partial / "model.xml").write_text("half a model")
         fail()
 
-    monkeypatch.setattr(conversion, "_to_openvino", half)
+    monkeypatch.setattr(conversion, "to_openvino", half)
     with pytest.raises(RuntimeError, match="no space left"):
         convert(model, NAME, None)
     assert contents(model) == before
@@ -83,6 +83,8 @@ def test_a_conversion_that_fails_keeps_the_earlier_one(model, monkeypatch):
 def test_the_folder_holds_what_it_should(built):
     assert {path.name for path in (built / str(NAME)).iterdir()} == {
         "engine.json",
+        "layers_1.bin",
+        "layers_1.xml",
         "model.bin",
         "model.xml",
         "tokenizer.json",
@@ -100,7 +102,7 @@ def test_nothing_is_reported_over_the_network(built):
 
 def test_what_is_current_is_not_made_again(model, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in [model / str(NAME), *(model / str(NAME)).iterdir()]}
-    monkeypatch.setattr(conversion, "_to_openvino", fail)
+    monkeypatch.setattr(conversion, "to_openvino", fail)
     assert convert(model, NAME, None) == model / str(NAME)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     (model / "prefilter.json").write_text(json.dumps({"max_length": 64, "temperature": 3.0}))  # read again at each load

@@ -18,9 +18,9 @@ from prefilter_common.models.bundle import pack, unpack
 from prefilter_common.models.contract import Stage
 from prefilter_common.models.directory import FIRST_STAGE_FILE, read_contract, write_contract, write_recommendation
 from prefilter_common.scoring import streaming
-from prefilter_common.scoring.conversion import convert
-from prefilter_common.scoring.engines import EngineName
-from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage
+from prefilter_common.scoring.engines.conversion import convert
+from prefilter_common.scoring.engines.interface import EngineName
+from prefilter_common.scoring.stages.first_stage import TABLE_BITS, FirstStage
 
 pytestmark = pytest.mark.slow
 

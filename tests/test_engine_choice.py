@@ -11,7 +11,7 @@ from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import write_contract
-from prefilter_common.scoring import conversion, engines
+from prefilter_common.scoring.engines import conversion, interface
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -25,7 +25,7 @@ def built(tmp_path_factory, classifiers):
     path = tmp_path_factory.mktemp("built") / "m"
     shutil.copytree(classifiers["minilm"], path)
     write_contract(path, Contract(max_length=64, stages=(SHORT,)))
-    conversion.convert(path, engines.EngineName.parse(NAME), None)
+    conversion.convert(path, interface.EngineName.parse(NAME), None)
     return path
 
 
@@ -121,7 +121,7 @@ def test_a_recommendation_whose_checkpoint_has_changed(model, caplog):
 
 
 def test_a_recommendation_that_is_not_installed(model, caplog, monkeypatch):
-    monkeypatch.setattr(engines, "find_spec", lambda name: None)
+    monkeypatch.setattr(interface, "find_spec", lambda name: None)
     recommend(model, engine=NAME, max_length=48, stages=[])
     assert chosen(model) == ("pytorch-fp32", 64, ())
     assert len(warnings_of(caplog)) == 1 and "pip install onnxruntime" in caplog.text

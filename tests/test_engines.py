@@ -15,9 +15,16 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract
-from prefilter_common.scoring import engines
-from prefilter_common.scoring.conversion import convert
-from prefilter_common.scoring.engines import ENGINES, REFERENCE, EngineName, Unavailable, check_available, has_bf16
+from prefilter_common.scoring.engines import converted as converted_engines
+from prefilter_common.scoring.engines.conversion import convert
+from prefilter_common.scoring.engines.interface import (
+    ENGINES,
+    REFERENCE,
+    EngineName,
+    Unavailable,
+    check_available,
+    has_bf16,
+)
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -114,22 +121,22 @@ def test_the_precision_is_what_is_executed(converted, family):
     assert precisions["openvino-int8"] in ("int8", "int8+fp32", "int8+bf16")
     assert precisions["onnxruntime-int8"] == "int8+fp32"
     # ONNX Runtime does not say what it executes; its model does.
-    kinds = {name: _operations(converted[family] / name / "model.onnx") for name in ("onnxruntime-fp32", INT8[1])}
+    kinds = {name: _operations(converted[family] / name) for name in ("onnxruntime-fp32", INT8[1])}
     assert "MatMulInteger" in kinds["onnxruntime-int8"] and "MatMulInteger" not in kinds["onnxruntime-fp32"]
 
 
-def _operations(path):
-    return {node.op_type for node in onnx.load(path).graph.node}
+def _operations(folder):
+    return {node.op_type for path in folder.glob("*.onnx") for node in onnx.load(path).graph.node}
 
 
 def test_int8_weights_leave_room_for_processors_that_add_in_16_bits(converted):
     """Two products of an 8-bit activation and a 7-bit weight fit: 2 * 255 * 64 < 2 ** 15."""
-    read = openvino.Core().read_model(converted["minilm"] / "openvino-int8" / "model.xml")
+    read = openvino.Core().read_model(converted["minilm"] / "openvino-int8" / "layers_1.xml")
     constants = [node.data for node in read.get_ops() if node.get_type_name() == "Constant"]
-    graph = onnx.load(converted["minilm"] / "onnxruntime-int8" / "model.onnx").graph
+    graph = onnx.load(converted["minilm"] / "onnxruntime-int8" / "layers_1.onnx").graph
     for arrays in (constants, [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]):
         matrices = [a for a in arrays if a.dtype == np.int8 and a.shape in ((32, 32), (32, 64), (64, 32))]
-        # Six of the first layer; the last stays as it is.
+        # The six of the first layer.
         assert len(matrices) >= 6 and max(abs(matrix.astype(int)).max() for matrix in matrices) <= 64
 
 
@@ -138,7 +145,7 @@ def test_openvinos_precision_is_not_read_off_the_name(converted, tmp_path):
     for path in (converted["minilm"] / "openvino-fp32").iterdir():
         shutil.copy(path, tmp_path)
     expected = "bf16" if has_bf16("openvino", "cpu") else "fp32"  # what OpenVINO lowers the rest of an int8 model to
-    assert engines.open_converted(tmp_path, EngineName("openvino", "int8"), None).precision == expected
+    assert converted_engines.open_converted(tmp_path, EngineName("openvino", "int8"), None).precision == expected
 
 
 def test_fp32_is_asked_for_where_openvino_would_take_bf16(converted, monkeypatch):
@@ -150,10 +157,10 @@ def test_fp32_is_asked_for_where_openvino_would_take_bf16(converted, monkeypatch
         return compile_model(core, path, device, {})
 
     monkeypatch.setattr(openvino.Core, "compile_model", spy)
-    monkeypatch.setattr(engines, "has_bf16", lambda *args: True)
+    monkeypatch.setattr(converted_engines, "has_bf16", lambda *args: True)
     for name in ("openvino-fp32", "openvino-bf16", "openvino-int8"):
         Scorer.load(converted["minilm"], engine=name)
-    assert asked == ["f32", "bf16", "bf16"]
+    assert asked == ["f32", "f32", "bf16", "bf16", "bf16", "bf16"]  # of both parts
 
 
 @pytest.mark.parametrize("engine", FP32)
@@ -212,8 +219,9 @@ def test_a_converted_engine_imports_neither_torch_nor_transformers(converted, en
 
 def test_models_of_one_thread_are_not_all_on_the_first_core(converted):
     engine = Scorer.load(converted["minilm"], engine="openvino-fp32", threads=1).engine
-    assert engine._model.get_property("ENABLE_CPU_PINNING") is False
-    assert engine._model.get_property("INFERENCE_NUM_THREADS") == 1
+    for part in engine._parts:
+        assert part.get_property("ENABLE_CPU_PINNING") is False
+        assert part.get_property("INFERENCE_NUM_THREADS") == 1
 
 
 def test_threads_do_not_disturb_each_other(converted, articles):

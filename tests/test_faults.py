@@ -16,7 +16,7 @@ from prefilter_common import outputs
 from prefilter_common.benchmark import timing
 from prefilter_common.outputs import kept_directory, new_directory
 from prefilter_common.scoring import rows, streaming
-from prefilter_common.scoring.conversion import is_current
+from prefilter_common.scoring.engines.conversion import is_current
 from prefilter_common.training.interruption.resume import complete_checkpoints
 
 ERRORS = ["ENOSPC", "EIO", "EACCES", Killed]

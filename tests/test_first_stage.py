@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.benchmark.cascade import Cascade, cascade_of, choose_cascade, store_cascade
-from prefilter_common.benchmark.first_stage import choose_first_stage, fit_first_stage, out_of_fold
+from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of, choose_cascade, store_cascade
+from prefilter_common.benchmark.stages.first_stage import choose_first_stage, fit_first_stage, out_of_fold
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import FIRST_STAGE_FILE, RECOMMENDATION_FILE, read_contract, write_contract
-from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, read_first_stage, sigmoid
 from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.scoring.stages.first_stage import (
+    TABLE_BITS,
+    FirstStage,
+    flattened,
+    hashed,
+    read_first_stage,
+    sigmoid,
+)
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 NONE = np.empty(0), np.empty(0)  # no texts that it was fitted on
@@ -141,7 +148,7 @@ def test_another_language_goes_on(first):
 class StubEngine:
     """Log-odds 0, and the rows that it was given."""
 
-    name, precision, width_step = "stub", "fp32", 1
+    name, precision, width_step, places = "stub", "fp32", 1, ()
 
     def __init__(self):
         self.rows = []
@@ -299,7 +306,7 @@ def test_a_first_stage_may_change_what_a_short_read_leaves(tokenizer, articles, 
 
         return chosen
 
-    cascade = "prefilter_common.benchmark.cascade"
+    cascade = "prefilter_common.benchmark.stages.cascade"
     monkeypatch.setattr(f"{cascade}.choose_short_read", choose("read", read))
     monkeypatch.setattr(f"{cascade}.choose_first_stage", choose("first", None))
     scorer = Scorer(OneToken(5), tokenizer, Contract(max_length=64))
@@ -326,7 +333,7 @@ def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles)
     assert cascade.stages[0].reader == "linear" and cascade.notes["first stage"]["fitted_texts"] == 2400
     assert cascade.notes["first stage"]["decided"] > 0.5
     none = choose_cascade(scorer, val, [], 16, 0.01)
-    assert none.stages == cascade.stages[1:] and none.first_stage is None
+    assert none.stages == cascade.stages[1:] and not none.files
     assert none.notes["first stage"]["reason"].endswith("pass --train-data or --traffic")
 
     store_cascade(tmp_path, cascade)

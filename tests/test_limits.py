@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from prefilter_common.benchmark.limits import MARGINS, choose_short_read, limits_of
+from prefilter_common.benchmark.stages.limits import MARGINS, choose_short_read, limits_of
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
 

@@ -18,8 +18,9 @@ from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint, load_base_model, load_checkpoint
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import cpu_benchmark_ms, fingerprints, read_contract
-from prefilter_common.scoring import conversion, streaming
-from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring import streaming
+from prefilter_common.scoring.engines import conversion
+from prefilter_common.scoring.engines.interface import EngineName
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -317,7 +318,7 @@ def test_code_in_a_model_directory_is_neither_executed_nor_offered(
 
 
 class NoNumbers:
-    name, precision, width_step = "stub", "fp32", 1
+    name, precision, width_step, places = "stub", "fp32", 1, ()
 
     def __init__(self, value):
         self.value = value

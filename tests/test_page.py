@@ -11,7 +11,7 @@ from prefilter_common.evaluation.report.plots import Axes, near_one
 from prefilter_common.evaluation.results import choice_of, compare_models
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
-from prefilter_common.scoring.engines import REFERENCE
+from prefilter_common.scoring.engines.interface import REFERENCE
 
 pytestmark = pytest.mark.slow
 

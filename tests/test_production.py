@@ -11,7 +11,7 @@ from prefilter_common.evaluation.production import best_saving_threshold, blocke
 from prefilter_common.evaluation.results import compare_models, refresh_latency, write_results
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
-from prefilter_common.scoring.engines import REFERENCE
+from prefilter_common.scoring.engines.interface import REFERENCE
 
 COSTS = {"per_article": 0.01, "of_blocking": 0.5}
 ROW = {"avg_inference_ms": 12.0, "device": "cpu", "latency_articles": 5}

@@ -17,8 +17,8 @@ from prefilter_common.evaluation.run import score_together
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import read_contract, read_recommendation, recommended_stages, write_contract
-from prefilter_common.scoring.first_stage import sigmoid
 from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.scoring.stages.first_stage import sigmoid
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 FULL, FIRST = 90, 30
@@ -29,7 +29,7 @@ PLAIN = Contract(max_length=FULL, temperature=2.0)
 class StubEngine:
     """Log-odds that are drawn from the token ids, whatever the padding, and a list of the rows it was given."""
 
-    name, precision, width_step = "stub", "fp32", 1
+    name, precision, width_step, places = "stub", "fp32", 1, ()
 
     def __init__(self):
         self.rows = []

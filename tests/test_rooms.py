@@ -76,6 +76,8 @@ def test_no_script_is_imported():
 @pytest.mark.parametrize("room", ["scoring", "statistics"])
 def test_neither_torch_nor_transformers_at_the_top(room):
     for path in (ROOT / "prefilter_common" / room).rglob("*.py"):
+        if path.name == "pytorch.py":  # an engine, which is imported only when it is opened
+            continue
         tops = {module.split(".")[0] for module in imports(path, top_level_only=True)}
         assert not tops & {"torch", "transformers", "peft"}, path
 

@@ -17,8 +17,9 @@ from prefilter_common.errors import InputError, RunError
 from prefilter_common.models.checkpoints import Checkpoint, load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.scoring import streaming
-from prefilter_common.scoring.conversion import convert
-from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.engines import pytorch
+from prefilter_common.scoring.engines.conversion import convert
+from prefilter_common.scoring.engines.interface import EngineName
 from prefilter_common.scoring.latency import time_single_articles
 from prefilter_common.scoring.scorer import Scorer
 
@@ -147,14 +148,14 @@ def test_threads_share_a_scorer(converted, articles, request, engine, packages):
         np.testing.assert_allclose(found, alone, atol=1e-6)
 
 
-class Exhausted(torch.nn.Module):
-    def forward(self, *inputs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+def exhausted(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
 @pytest.mark.slow
 def test_exhausted_gpu_memory_is_one_line_with_the_flag_to_change(trained, data_dir, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("prefilter_common.scoring.engines.log_odds_module", lambda model: Exhausted())
+    monkeypatch.setattr(pytorch.LogOdds, "forward", exhausted)
+    monkeypatch.setattr(pytorch.States, "forward", exhausted)
     models, test = shutil.copytree(trained, tmp_path / "models"), data_dir / "test.jsonl"
     (models / "tiny" / "cpu_benchmark.json").unlink(missing_ok=True)
     output = ["--output", tmp_path / "r"]

@@ -12,8 +12,8 @@ from prefilter_common.articles import Article, load_articles
 from prefilter_common.models.directory import read_contract
 from prefilter_common.outputs import kept_directory
 from prefilter_common.scoring import rows, streaming
-from prefilter_common.scoring.conversion import convert
-from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.engines.conversion import convert
+from prefilter_common.scoring.engines.interface import EngineName
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow

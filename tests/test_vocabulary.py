@@ -13,15 +13,15 @@ from transformers import AutoTokenizer, pipeline
 
 import train_encoder
 from prefilter_common.articles import Article, capped, load_articles
-from prefilter_common.benchmark.cascade import choose_cascade
+from prefilter_common.benchmark.stages.cascade import choose_cascade
 from prefilter_common.errors import InputError
 from prefilter_common.models import bundle
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 from prefilter_common.models.contract import Stage
 from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.scoring import streaming
-from prefilter_common.scoring.conversion import convert
-from prefilter_common.scoring.engines import EngineName
+from prefilter_common.scoring.engines.conversion import convert
+from prefilter_common.scoring.engines.interface import EngineName
 from prefilter_common.scoring.rows import Run
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer

@@ -26,12 +26,17 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
   of the traffic, and of a copy of each that is cut to the length of a feed's. What has fewer tokens known from there
   than all but a tenth of the validation articles goes on: languages and scripts that it was not fitted on.
 - ``64 tokens``: the model reads that many.
+- ``2 layers``: an early exit from the full read, of an encoder, after a third or two thirds of its layers: a logistic
+  regression on the mean of the states there, in ``early_exits.npz``, fitted to the same scores. What it passes on goes
+  through the other layers.
 
-Length, limits and the share of known tokens are chosen on these, on validation articles and on cut copies of them: the
-limits that pass on least while at most half of ``--max-changed`` of the decisions are other than the full read's, so
-that it can be shown that no more than all of it are. A short read may change half of these, and a first stage the rest.
-The latter is judged by others like it that were fitted without the article. A stage that saves less than a tenth is not
-kept. Each stage alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on
+A cascade has a short read or early exits, whichever saves more. Length, limits and the share of known tokens are chosen
+on these, on validation articles and on cut copies of them: the limits that pass on least while at most half of
+``--max-changed`` of the decisions are other than the full read's, so that it can be shown that no more than all of it
+are. A first stage may change half of these, and a short read as much; early exits, what the first stage has not
+changed. What was fitted is judged by others like it that were fitted without the article. A stage that decides less
+than a tenth of what gets there, or a short read that saves less than a tenth of the tokens, is not kept. Each kind of
+stage alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on
 those training articles and that traffic on which no stage was fitted or chosen. Evaluation drops the stages, with a
 warning, when it changes a threshold.
 

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
-from prefilter_common.benchmark.limits import StageNote
 from prefilter_common.benchmark.rows import (
     BenchmarkRow,
     Conditions,
@@ -17,6 +16,7 @@ from prefilter_common.benchmark.rows import (
     recommend,
 )
 from prefilter_common.benchmark.run import Options
+from prefilter_common.benchmark.stages.limits import StageNote
 from prefilter_common.cli import printable, table
 from prefilter_common.files import write_bytes
 from prefilter_common.runinfo import RunInfo

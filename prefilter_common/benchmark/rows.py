@@ -6,12 +6,12 @@ from typing import TypedDict
 
 import numpy as np
 
-from prefilter_common.benchmark.cascade import Cascade
 from prefilter_common.benchmark.fidelity import Fidelity, Tolerance, compare_scores, refusal
-from prefilter_common.benchmark.timing import Bulk, Single
+from prefilter_common.benchmark.stages.cascade import Cascade
+from prefilter_common.benchmark.timing import Bulk, Shape, Single
 from prefilter_common.evaluation.choice.rules import CRITERIA
 from prefilter_common.models.contract import Contract, Stage
-from prefilter_common.scoring.engines import REFERENCE, EngineName
+from prefilter_common.scoring.engines.interface import REFERENCE, EngineName
 from prefilter_common.statistics.metrics import latency_summary, threshold_metrics
 from prefilter_common.statistics.operating_points import DEFAULT
 
@@ -33,14 +33,14 @@ class Reference:
 
     ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
     other articles on which decisions are compared, and ``unseen`` (k,) bool: on which of them no stage was fitted or
-    chosen; ``operations`` maps the shape of a batch to the operations of its forward pass.
+    chosen; ``operations`` maps a part of the model and the shape of a batch to the operations of its forward pass.
     """
 
     contract: Contract
     scores: np.ndarray
     labels: np.ndarray | None
     n_tokens: np.ndarray
-    operations: Callable[[tuple[int, ...]], float]
+    operations: Callable[[Shape], float]
     cascade: Cascade
     more: np.ndarray
     unseen: np.ndarray

@@ -5,12 +5,13 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
 from prefilter_common.articles import labels_of
-from prefilter_common.benchmark.cascade import Cascade, cascade_of
+from prefilter_common.benchmark.bounds import matrix_rates, operations
 from prefilter_common.benchmark.data import Data, texts_worth_comparing
 from prefilter_common.benchmark.fidelity import Tolerance
 from prefilter_common.benchmark.rows import (
@@ -23,13 +24,15 @@ from prefilter_common.benchmark.rows import (
     WorkerFacts,
     row_of,
 )
-from prefilter_common.benchmark.timing import Worker, matrix_rates, operations
+from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of
+from prefilter_common.benchmark.timing import Worker
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import read_contract
-from prefilter_common.scoring.conversion import convert
-from prefilter_common.scoring.engines import REFERENCE, EngineName, TorchEngine, Unavailable
+from prefilter_common.scoring.engines.conversion import convert
+from prefilter_common.scoring.engines.interface import REFERENCE, EngineName, Unavailable
+from prefilter_common.scoring.engines.pytorch import TorchEngine
 from prefilter_common.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -97,7 +100,7 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         scores=scores,
         labels=None if any(article.label is None for article in data.test) else labels_of(data.test),
         n_tokens=np.array([len(ids) for ids in encodings]),
-        operations=operations(scorer.engine.model),
+        operations=operations(scorer.engine),
         cascade=cascade,
         more=scorer.score(data.all_more, batch_size),
         unseen=data.unseen & (np.arange(len(data.unseen)) < n_known),
@@ -120,7 +123,7 @@ def articles_of(reference: Reference, data: Data) -> Articles:
 
 
 def readings_of(contract: Contract, options: Options) -> list[tuple[int, tuple[Stage, ...]]]:
-    """The requested ways of reading an article: tokens, and the stages before: none, each alone, all together.
+    """The requested ways of reading an article: tokens, and the stages before: none, each kind alone, all together.
 
     Raises InputError for a length beyond the model's.
     """
@@ -129,7 +132,9 @@ def readings_of(contract: Contract, options: Options) -> list[tuple[int, tuple[S
         longest = f"the model reads at most {contract.max_length} tokens"
         raise InputError(f"--max-lengths {max(lengths)}: {longest}; pass that or less")
     stages = () if options.no_stages else contract.stages
-    cascades = [*((stage,) for stage in stages), *([stages] if len(stages) > 1 else [])]
+    cascades = [tuple(alike) for _, alike in groupby(stages, lambda stage: stage.reader)]
+    if len(cascades) > 1:
+        cascades.append(stages)
     return [*((length, ()) for length in lengths), *((contract.max_length, cascade) for cascade in cascades)]
 
 

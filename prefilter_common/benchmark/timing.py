@@ -1,4 +1,4 @@
-"""How fast is an engine, how much memory does it need, and how close is it to what the machine can do?
+"""How fast is an engine, and how much memory does it need?
 
 Imports nothing heavy at the top: a worker imports this module, and its memory and load time must be its engine's own.
 """
@@ -23,14 +23,11 @@ from prefilter_common.models.contract import Stage
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
-    from transformers import PreTrainedModel
-
-    from prefilter_common.scoring.engines import Engine, EngineName
+    from prefilter_common.scoring.engines.interface import Engine, EngineName
     from prefilter_common.scoring.scorer import Scorer
 
-# Side of the matrices that measure the machine: large enough for arithmetic to be the limit.
-MATRIX = 2048
 Answer = TypeVar("Answer")
+Shape = tuple[int, int, int]  # of a forward pass: which part of the model, articles, tokens
 
 
 class Opened(TypedDict):
@@ -48,7 +45,7 @@ class Single:
 
     tokenize: np.ndarray
     stages: np.ndarray
-    shapes: list[tuple[int, ...]]
+    shapes: list[Shape]
 
     @property
     def forward(self) -> np.ndarray:
@@ -120,16 +117,22 @@ def _end_with(alive: "Connection") -> None:
 
 
 class _Counting:
-    """An engine that records the shape of each batch."""
+    """An engine that records which part it ran on a batch of which shape."""
 
     def __init__(self, engine: "Engine"):
         self.engine, self.name, self.precision = engine, engine.name, engine.precision
-        self.width_step = engine.width_step
-        self.shapes: list[tuple[int, ...]] = []
+        self.width_step, self.places = engine.width_step, engine.places
+        self.shapes: list[Shape] = []
 
     def __call__(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        self.shapes.append(input_ids.shape)
+        n, t = input_ids.shape
+        self.shapes += [(part, n, t) for part in range(len(self.places) + 1)]
         return self.engine(input_ids, attention_mask)
+
+    def part(self, number: int, inputs: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        n, t = attention_mask.shape
+        self.shapes.append((number, n, t))
+        return self.engine.part(number, inputs, attention_mask)
 
 
 # Of the worker process.
@@ -142,12 +145,11 @@ def _open(directory: Path, engine: "EngineName", device: str, threads: int | Non
     global _scorer, _engine
     start = time.perf_counter()
     from prefilter_common.models.directory import read_contract
-    from prefilter_common.scoring.first_stage import read_first_stage
     from prefilter_common.scoring.scorer import Scorer
 
     _scorer = Scorer.load(directory, device if engine.library == "pytorch" else None, engine, threads)
     if contract := read_contract(directory):
-        _scorer.first_stage = read_first_stage(directory, contract.stages)
+        _scorer.with_files_of(directory, contract.stages)
     seconds = time.perf_counter() - start
     _scorer.engine = _engine = _Counting(_scorer.engine)
     return {"load_s": round(seconds, 2), "precision": _engine.precision}
@@ -174,74 +176,3 @@ def _peak() -> float:
     from prefilter_common.runinfo import peak_memory_mib
 
     return peak_memory_mib()
-
-
-def operations(model: "PreTrainedModel") -> Callable[[tuple[int, ...]], float]:
-    """Floating-point operations of the matrix products in a forward pass over a batch of shape (n, t).
-
-    They are quadratic in t, so torch counts them at three lengths.
-    """
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    lengths = (8, 16, 32)
-    counts = []
-    for length in lengths:
-        ids = torch.full((1, length), 5, device=model.device)
-        # Torch cannot count the fused attention of CPUs, but it can count the plain form.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            model(input_ids=ids, attention_mask=torch.ones_like(ids))
-        counts.append(counter.get_total_flops())
-    polynomial = np.polynomial.Polynomial.fit(lengths, counts, 2).convert()
-    return lambda shape: shape[0] * float(polynomial(shape[1]))
-
-
-def matrix_rates(device: str) -> dict[str, float | None]:
-    """Billions of operations per second in products of large square matrices, by precision; None where not measured.
-
-    fp32 and bf16 with PyTorch, int8 with ONNX Runtime; the best of fifteen.
-    """
-    import torch
-
-    from prefilter_common.scoring.engines import EngineName, Unavailable, check_available
-
-    rates: dict[str, float | None] = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        try:
-            check_available(EngineName("pytorch", name), device)
-        except Unavailable:
-            rates[name] = None
-            continue
-        matrix = torch.randn(MATRIX, MATRIX, device=device).to(dtype)
-        rates[name] = _rate(lambda: (matrix @ matrix)[0, 0].item())  # noqa: B023 - called at once
-    rates["int8"] = _int8_rate() if device == "cpu" else None
-    return rates
-
-
-def _int8_rate() -> float | None:
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        return None
-    rng = np.random.default_rng(0)
-    weights = onnx.numpy_helper.from_array(rng.integers(-99, 99, (MATRIX, MATRIX), dtype=np.int8), "b")
-    a = onnx.helper.make_tensor_value_info("a", onnx.TensorProto.UINT8, [MATRIX, MATRIX])
-    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.INT32, [MATRIX, MATRIX])
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["y"])], "g", [a], [y], [weights]
-    )
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    matrix = rng.integers(0, 255, (MATRIX, MATRIX), dtype=np.uint8)
-    return _rate(lambda: session.run(None, {"a": matrix}))
-
-
-def _rate(multiply: Callable[[], object]) -> float:
-    seconds = []
-    for _ in range(16):
-        start = time.perf_counter()
-        multiply()
-        seconds.append(time.perf_counter() - start)
-    return round(2 * MATRIX**3 / min(seconds[1:]) / 1e9, 1)

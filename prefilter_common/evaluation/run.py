@@ -19,7 +19,7 @@ from prefilter_common.evaluation.traffic.audit import Audit
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_validation
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
-from prefilter_common.scoring.engines import Engine, EngineName
+from prefilter_common.scoring.engines.interface import Engine, EngineName
 from prefilter_common.scoring.latency import time_single_articles
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.statistics.metrics import latency_summary
@@ -180,6 +180,8 @@ def free_memory() -> None:
 class _EveryNth:
     """The share of one process in a job of ``count``: every ``count``-th batch; the others get log-odds of -inf."""
 
+    places: tuple[int, ...] = ()
+
     def __init__(self, engine: Engine, index: int, count: int):
         self.engine, self.name, self.precision = engine, engine.name, engine.precision
         self.width_step = engine.width_step
@@ -190,6 +192,10 @@ class _EveryNth:
         if (self.calls - 1) % self.count != self.index:
             return np.full(len(input_ids), -np.inf)
         return self.engine(input_ids, attention_mask)
+
+    def part(self, number: int, inputs: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """The only one is the whole model."""
+        return self(inputs, attention_mask)
 
 
 def score_together(scorer: Scorer, articles: Sequence[Article], batch_size: int) -> np.ndarray:

@@ -3,7 +3,7 @@
     python -m prefilter_common.models.bundle models/distilbert distilbert.tar
     python -m prefilter_common.models.bundle --unpack distilbert.tar /srv/models/distilbert
 
-Packed are the contract, the records, the first stage and, where the benchmark recommends a converted engine, that
+Packed are the contract, the records, the weights of stages and, where the benchmark recommends a converted engine, that
 engine with its own tokenizer; elsewhere the checkpoint. bundle.json, the first file of the archive, lists the others
 with their sizes and hashes. Archives of the same files are the same, byte for byte. Unpacking writes a whole model
 directory or nothing, and with --overwrite puts yesterday's model back in one step.
@@ -25,6 +25,7 @@ from prefilter_common.files import parse_json, resolved
 from prefilter_common.models.directory import (
     CARD_FILE,
     CONTRACT_FILE,
+    EARLY_EXITS_FILE,
     FIRST_STAGE_FILE,
     METRICS_FILE,
     RECOMMENDATION_FILE,
@@ -43,7 +44,8 @@ log = logging.getLogger(__name__)
 
 LISTING = "bundle.json"
 RECORDS = {
-    CARD_FILE, CONTRACT_FILE, FIRST_STAGE_FILE, METRICS_FILE, RECOMMENDATION_FILE, RUN_FILE, VALIDATION_FILE
+    CARD_FILE, CONTRACT_FILE, EARLY_EXITS_FILE, FIRST_STAGE_FILE, METRICS_FILE, RECOMMENDATION_FILE, RUN_FILE,
+    VALIDATION_FILE,
 }  # fmt: skip
 BLOCK = 1 << 20
 

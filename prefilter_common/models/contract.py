@@ -12,16 +12,17 @@ from prefilter_common.errors import InputError
 # Below this a model reads hardly more than its special tokens and "[TITLE]".
 MIN_LENGTH = 8
 # What may read an article at a stage.
-ENCODER, LINEAR = "encoder", "linear"
+LINEAR, ENCODER, LAYERS = "linear", "encoder", "layers"
 
 
 @dataclass(frozen=True)
 class Stage:
     """A reader before the full read: it decides where its calibrated P(commerce) lies outside (``low``, ``high``).
 
-    ``reader`` is ``encoder``, the model itself reading ``max_length`` tokens, or ``linear``, the first stage in the
-    file with hash ``sha256``, which decides only where it knows at least a share ``coverage`` of a text's tokens;
-    ``temperature`` divides its log-odds. Raises ValueError for a value that none of them can have.
+    ``reader`` is ``linear``, the first stage, which decides only where it knows at least a share ``coverage`` of the
+    tokens; ``encoder``, the model itself reading ``max_length`` tokens; or ``layers``, an early exit from the full read
+    after so many ``layers``. The file with hash ``sha256`` has the weights of the first and the last kind;
+    ``temperature`` divides the log-odds. Raises ValueError for a value that none of them can have.
     """
 
     reader: str
@@ -31,24 +32,33 @@ class Stage:
     max_length: int | None = None
     coverage: float | None = None
     sha256: str | None = None
+    layers: int | None = None
 
     def __post_init__(self) -> None:
-        if self.reader not in (ENCODER, LINEAR):
-            raise ValueError(f'"stages.reader" is {_shown(self.reader)}; it must be "{ENCODER}" or "{LINEAR}"')
+        if self.reader not in (LINEAR, ENCODER, LAYERS):
+            raise ValueError(
+                f'"stages.reader" is {_shown(self.reader)}; it must be "{LINEAR}", "{ENCODER}" or "{LAYERS}"'
+            )
         _require_number("stages.temperature", self.temperature, above=0)
         _require_number("stages.high", self.high, 0, 1)
         _require_number("stages.low", self.low, 0, self.high)
         if self.reader == ENCODER:
             _require_whole("stages.max_length", self.max_length, 1)
-        else:
+        elif not isinstance(self.sha256, str):
+            raise ValueError(f'"stages.sha256" is {_shown(self.sha256)}; it must be a string')
+        elif self.reader == LINEAR:
             _require_number("stages.coverage", self.coverage, 0, 1)
-            if not isinstance(self.sha256, str):
-                raise ValueError(f'"stages.sha256" is {_shown(self.sha256)}; it must be a string')
+        else:
+            _require_whole("stages.layers", self.layers, 1)
 
     @property
     def name(self) -> str:
         """As reports and ``cpu_benchmark.json`` call it."""
-        return "first stage" if self.reader == LINEAR else f"{self.max_length} tokens"
+        if self.reader == LINEAR:
+            return "first stage"
+        return (
+            f"{self.max_length} tokens" if self.reader == ENCODER else f"{self.layers} layer{'s' * (self.layers != 1)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -88,6 +98,10 @@ class Contract:
             _require_number("max_unknown", self.max_unknown, 0, 1)
         if not all(isinstance(stage, Stage) for stage in self.stages):
             raise ValueError(f'"stages" is {_shown(self.stages)}; it must be a list of objects')
+        layers = [stage.layers or 0 for stage in self.stages]  # 0 where it is no early exit
+        exits = layers[sum(n == 0 for n in layers) :]
+        if 0 in exits or exits != sorted(set(exits)):
+            raise ValueError('"stages" has early exits that are not at its end, each after more layers than the last')
 
     @property
     def stage_names(self) -> list[str]:

@@ -7,7 +7,7 @@
                                    a command that repeats the run, into <output>-repeat
     README.md                      model card
     cpu_benchmark.json             the configuration that the benchmark recommends
-    first_stage.npz                weights of the linear first stage, where the benchmark found one worth having
+    first_stage.npz, early_exits.npz   weights of stages, where the benchmark found them worth having
 
 A directory of an earlier script has only some of these, or none.
 """
@@ -15,6 +15,7 @@ A directory of an earlier script has only some of these, or none.
 import hashlib
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,12 +41,12 @@ RUN_FILE = "run.json"
 CARD_FILE = "README.md"
 RECOMMENDATION_FILE = "cpu_benchmark.json"
 FIRST_STAGE_FILE = "first_stage.npz"
+EARLY_EXITS_FILE = "early_exits.npz"
 
 
 class Recommendation(TypedDict):
-    """What others read of ``cpu_benchmark.json``: mean milliseconds per article, and how to run the model.
-
-    ``stages`` are the names of those of the contract that decide before the full read.
+    """What others read of ``cpu_benchmark.json``: mean milliseconds per article, and how to run the model; ``stages``
+    are the names of those of the contract that decide before the full read.
     """
 
     avg_ms: float
@@ -208,9 +209,8 @@ def write_recommendation(directory: Path, row: Recommendation) -> None:
 
 
 def cpu_benchmark_ms(directory: Path, contract: Contract) -> float | None:
-    """Mean milliseconds per article on the CPU, as the benchmark measured it; None where it has not.
-
-    None too where the contract no longer has every stage that it was measured with.
+    """Mean milliseconds per article on the CPU, as the benchmark measured it; None where it has not, or where the
+    contract no longer has every stage that it was measured with.
     """
     found: Any = read_recommendation(directory) or {}
     stages = recommended_stages(found, contract)
@@ -244,7 +244,7 @@ def copy_records(source: Path, directory: Path, name: str, contract: Contract) -
 
 def fingerprints(directory: Path) -> dict[str, str]:
     """File name -> sha256, of the files that make up a checkpoint or a converted model."""
-    weights = {"pytorch_model.bin", "model.xml", "model.bin", "model.onnx"}
-    names = {"config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", *weights}
-    found = sorted(path for path in directory.iterdir() if path.name in names or path.suffix == ".safetensors")
+    names = {"config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin"}
+    parts = re.compile(r"(model|layers_\d+)\.(xml|bin|onnx)|.+\.safetensors")
+    found = (path for path in sorted(directory.iterdir()) if path.name in names or parts.fullmatch(path.name))
     return {path.name: sha256_of(path) for path in found}

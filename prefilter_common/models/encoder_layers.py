@@ -1,7 +1,10 @@
 """The layers of an encoder whose head reads its first token alone, whatever its class calls their parts."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -84,6 +87,56 @@ def compute_first_token_only(model: PreTrainedModel) -> None:
     if model.config.model_type in FAMILIES and model.config._attn_implementation in ("sdpa", "eager"):
         last = layers_of(model)[-1]
         last.forward = partial(_first_token, last)
+
+
+def places_to_part(model: PreTrainedModel) -> tuple[int, ...]:
+    """After how many layers the model may be divided: after one and two thirds; nowhere, where it is of another family.
+
+    The last layer reads the first token alone, so that nothing is left to save in it.
+    """
+    if model.config.model_type not in FAMILIES:
+        return ()
+    n = len(layers_of(model))
+    return tuple(sorted({n // 3, 2 * n // 3} - {0, n}))
+
+
+def in_parts(model: PreTrainedModel, places: Sequence[int]) -> list[torch.nn.Module]:
+    """``model`` divided after so many layers, in parts that share its weights.
+
+    The first takes ``input_ids``, each of the others the states of the one before as ``inputs_embeds``, and all of them
+    ``attention_mask``. All but the last give states as their first output; the last gives ``logits``.
+    """
+    body, layers = model.base_model, layers_of(model)
+    parts = []
+    for first, last in pairwise([0, *places, len(layers)]):
+        own = layers[first:last]
+        if model.config.model_type == "distilbert":
+            part = _with(body, transformer=_with(body.transformer, layer=own))
+        else:
+            part = _with(body, encoder=_with(body.encoder, layer=own))
+        if first:
+            part = _with(part, embeddings=_States())
+        if last < len(layers):
+            parts.append(_with(part, pooler=None) if "pooler" in part._modules else part)
+        else:
+            parts.append(_with(model, **{model.base_model_prefix: part}))
+    return parts
+
+
+class _States(torch.nn.Module):
+    """In the place of the embeddings of a part that goes on from states."""
+
+    def forward(
+        self, input_ids: None = None, inputs_embeds: torch.Tensor | None = None, *_: Any, **_ids: Any
+    ) -> torch.Tensor | None:
+        return inputs_embeds
+
+
+def _with(module: Any, **parts: torch.nn.Module | None) -> Any:
+    """A copy of a module that shares everything but these parts with it."""
+    found = copy.copy(module)
+    found._modules = {**module._modules, **parts}
+    return found
 
 
 def exact_parts(model: PreTrainedModel) -> str:

@@ -1,10 +1,10 @@
 """``Scorer``: articles in, P(commerce) out, with any model directory and engine."""
 
 import logging
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,17 +15,12 @@ from prefilter_common.models.base_models import one_line
 from prefilter_common.models.contract import ENCODER, LINEAR, Contract, Stage
 from prefilter_common.models.directory import read_recommendation, recommended_stages
 from prefilter_common.processes import own_device
-from prefilter_common.scoring.conversion import is_current, load_converted
-from prefilter_common.scoring.engines import (
-    REFERENCE,
-    Engine,
-    EngineName,
-    TorchEngine,
-    Unavailable,
-    check_available,
-    open_converted,
-)
-from prefilter_common.scoring.first_stage import FirstStage, read_first_stage, sigmoid
+from prefilter_common.scoring.engines.conversion import is_current, load_converted
+from prefilter_common.scoring.engines.converted import open_converted
+from prefilter_common.scoring.engines.interface import REFERENCE, Engine, EngineName, Unavailable, check_available
+from prefilter_common.scoring.reading import Reader
+from prefilter_common.scoring.stages.early_exit import EarlyExit, read_exits
+from prefilter_common.scoring.stages.first_stage import FirstStage, read_first_stage
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 if TYPE_CHECKING:
@@ -53,6 +48,7 @@ class Scorer:
     """
 
     first_stage: FirstStage | None = None  # a linear stage needs it
+    exits: Mapping[int, EarlyExit] = MappingProxyType({})  # by layers; early exits need them
     full: "Scorer | None" = None
 
     def __init__(self, engine: Engine, tokenizer: ArticleTokenizer, contract: Contract, name: str = "the model"):
@@ -64,6 +60,8 @@ class Scorer:
     @classmethod
     def of(cls, checkpoint: "Checkpoint", device: "str | torch.device", engine: EngineName = REFERENCE) -> "Scorer":
         """A checkpoint that is in memory, with PyTorch."""
+        from prefilter_common.scoring.engines.pytorch import TorchEngine
+
         model = TorchEngine(checkpoint.model, device, engine)
         return cls(model, ArticleTokenizer.of(checkpoint.tokenizer), checkpoint.contract)
 
@@ -80,8 +78,8 @@ class Scorer:
 
         Args:
             device: for PyTorch; by default CUDA where there is one, else the CPU.
-            engine: one of ``engines.ENGINES``, to read every article in full. By default the configuration that the
-                benchmark recommends where it is available, else PyTorch.
+            engine: one of ``engines.interface.ENGINES``, to read every article in full. By default the configuration
+                that the benchmark recommends where it is available, else PyTorch.
             threads: for the arithmetic; by default one per core.
             full: the directory of the model for articles that a model with fewer tokens cannot read; no other loads it.
 
@@ -122,9 +120,7 @@ class Scorer:
         stages = recommended_stages(found, scorer.contract)
         if stages is None:
             return None
-        scorer.first_stage = read_first_stage(directory, stages)
-        usable = [stage for stage in stages if stage.reader == ENCODER or scorer.first_stage]
-        return scorer.reading(min(max_length, scorer.contract.max_length), usable)
+        return scorer.reading(min(max_length, scorer.contract.max_length), scorer.with_files_of(directory, stages))
 
     @classmethod
     def _open(
@@ -158,11 +154,18 @@ class Scorer:
                 folder, f"cannot be read ({one_line(error)}); delete it, and {make} makes it again"
             ) from error
 
+    def with_files_of(self, directory: Path, stages: Sequence[Stage]) -> tuple[Stage, ...]:
+        """Load what these stages need from a model directory. Returns those that this engine can then run."""
+        self.first_stage, self.exits = read_first_stage(directory, stages), read_exits(directory, stages)
+        there = self.exits.keys() & set(self.engine.places)
+        can = {LINEAR: self.first_stage is not None, ENCODER: True}
+        return tuple(stage for stage in stages if can.get(stage.reader, stage.layers in there))
+
     def reading(self, max_length: int | None = None, stages: Sequence[Stage] = ()) -> "Scorer":
         """The same engine, reading at most ``max_length`` tokens (default: the contract's), after these stages."""
         contract = replace(self.contract, max_length=max_length or self.contract.max_length, stages=tuple(stages))
         scorer = Scorer(self.engine, self.tokenizer, contract, self.name)
-        scorer.first_stage, scorer.full = self.first_stage, self.full
+        scorer.first_stage, scorer.exits, scorer.full = self.first_stage, self.exits, self.full
         return scorer
 
     def tokenize(self, articles: Sequence[Article]) -> list[Encoding]:
@@ -197,33 +200,8 @@ class Scorer:
         """``decide`` for what ``tokenize`` returned, without the ``full`` model; and the seconds in each stage and the
         full read, 0 where no article was left: (stages + 1,).
         """
-        stages = self.contract.stages
-        scores, decided_by = np.empty(len(encodings)), np.empty(len(encodings), dtype=np.int64)
-        seconds, left = np.zeros(len(stages) + 1), np.arange(len(encodings))
-        for number, stage in enumerate((*stages, None)):
-            if not len(left):
-                break
-            started = time.perf_counter()
-            found, final = self._at(stage, [encodings[i] for i in left.tolist()], batch_size)
-            scores[left[final]], decided_by[left[final]] = found[final], number
-            left = left[~final]
-            seconds[number] = time.perf_counter() - started
-        return scores, decided_by, seconds
-
-    def _at(self, stage: Stage | None, texts: Sequence[Encoding], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """P(commerce) from a stage, or the full read, and whether that is final: both (n,)."""
-        if stage is None:
-            return sigmoid(self._log_odds(texts, batch_size) / self.contract.temperature), np.ones(len(texts), bool)
-        if stage.reader == LINEAR:
-            assert self.first_stage is not None and stage.coverage is not None
-            log_odds, coverage = self.first_stage([self.tokenizer.own(ids) for ids in texts])
-            scores = sigmoid(log_odds / stage.temperature)
-            return scores, (coverage >= stage.coverage) & ((scores <= stage.low) | (scores >= stage.high))
-        assert stage.max_length is not None
-        cut = np.array([len(ids) > stage.max_length for ids in texts])
-        log_odds = self._log_odds([self.tokenizer.cut(ids, stage.max_length) for ids in texts], batch_size)
-        scores = sigmoid(log_odds / np.where(cut, stage.temperature, self.contract.temperature))
-        return scores, ~(cut & (stage.low < scores) & (scores < stage.high))
+        reader = Reader(self.name, self.engine, self.tokenizer, self.contract, self.first_stage, self.exits)
+        return reader.read(encodings, batch_size)
 
     def classify(
         self, articles: Sequence[Article], threshold: str = "default", batch_size: int = 32
@@ -239,12 +217,3 @@ class Scorer:
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
         """Whether ``classify`` says so of one article."""
         return bool(self.classify([article], threshold)[1][0])
-
-    def _log_odds(self, encodings: Sequence[Encoding], batch_size: int) -> np.ndarray:
-        log_odds, step = np.empty(len(encodings)), self.engine.width_step
-        for batch, padded in self.tokenizer.batches(encodings, batch_size, step, self.contract.max_length):
-            log_odds[batch] = self.engine(*padded)
-        # Not -inf: among several processes it stands for the articles of the others.
-        if not (log_odds < np.inf).all():
-            raise InputError(f"{self.name}: yields scores that are not numbers with {self.engine.name}; train it again")
-        return log_odds

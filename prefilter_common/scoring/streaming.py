@@ -35,7 +35,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.files import resolved
 from prefilter_common.outputs import kept_directory, partial_name, require_files
 from prefilter_common.scoring.division import write_parts
-from prefilter_common.scoring.engines import ENGINES, EngineName
+from prefilter_common.scoring.engines.interface import ENGINES, EngineName
 from prefilter_common.scoring.rows import MADE_WITH_FILE, ROWS_FILE, Run, require_same_run, write_rows
 from prefilter_common.scoring.scorer import Scorer
 

@@ -13,7 +13,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from prefilter_common.errors import InputError
 from prefilter_common.models.base_models import FAMILIES
-from prefilter_common.scoring.engines import has_bf16
+from prefilter_common.scoring.engines.interface import has_bf16
 from prefilter_common.training.recipe import Recipe
 
 ATTENTION = "sdpa_fp32"

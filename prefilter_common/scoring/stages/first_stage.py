@@ -3,13 +3,11 @@
 Its features are the different tokens of a text and the pairs of neighbours, hashed into a table of weights. One article
 takes tens of microseconds, and no package but numpy. Of a language that it was not fitted on it knows nothing, so it
 also tells how many of a text's tokens it knows: in such a language, hardly any text has the share that is asked for.
-``benchmark.first_stage`` fits it to the encoder's scores.
+``benchmark.stages.first_stage`` fits it to the encoder's scores.
 """
 
 import io
-import logging
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -17,9 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from prefilter_common.models.contract import LINEAR, Stage
-from prefilter_common.models.directory import FIRST_STAGE_FILE, sha256_of
-
-log = logging.getLogger(__name__)
+from prefilter_common.models.directory import FIRST_STAGE_FILE
+from prefilter_common.scoring.stages.fitted import read_fitted
 
 # Large enough that few of the pairs in some thousand articles fall together: 4 MiB of memory.
 TABLE_BITS = 19
@@ -89,22 +86,15 @@ def read_first_stage(directory: Path, stages: Iterable[Stage]) -> FirstStage | N
     not the one that the limits were chosen for.
     """
     expected = next((stage.sha256 for stage in stages if stage.reader == LINEAR), None)
-    if expected is None:
-        return None
-    path = directory / FIRST_STAGE_FILE
-    try:
-        if sha256_of(path) != expected:
-            raise ValueError("not the file that the benchmark made for this model")
-        with np.load(path, allow_pickle=False) as file:
-            weights, squares = (file[key].astype(np.float32) for key in ("weights", "squares"))
-            known, bias = file["known"], float(file["bias"])
-        tables = weights.shape == squares.shape == (1 << TABLE_BITS,)
-        if not tables or known.dtype != bool or known.ndim != 1 or not len(known):
-            raise ValueError("made by another version")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        log.warning(f"{path}: the first stage is skipped ({reason}); python benchmark_inference.py makes it again")
-        return None
+    return read_fitted(directory / FIRST_STAGE_FILE, expected, "the first stage is", _of_arrays)
+
+
+def _of_arrays(arrays: Mapping[str, np.ndarray]) -> FirstStage:
+    weights, squares = (arrays[key].astype(np.float32) for key in ("weights", "squares"))
+    known, bias = arrays["known"], float(arrays["bias"])
+    tables = weights.shape == squares.shape == (1 << TABLE_BITS,)
+    if not tables or known.dtype != bool or known.ndim != 1 or not len(known):
+        raise ValueError("made by another version")
     return FirstStage(weights, squares, known, bias)
 
 

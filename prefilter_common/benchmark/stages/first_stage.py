@@ -5,9 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prefilter_common.benchmark.limits import ENOUGH_ARTICLES, MIN_SAVED, StageNote, limits_of
+from prefilter_common.benchmark.stages.limits import ENOUGH_ARTICLES, MIN_SAVED, StageNote, limits_of
+from prefilter_common.benchmark.stages.soft_labels import folds, soft_regression
 from prefilter_common.models.contract import LINEAR, Stage
-from prefilter_common.scoring.first_stage import TABLE_BITS, FirstStage, flattened, hashed, sigmoid
+from prefilter_common.scoring.reading import sure
+from prefilter_common.scoring.stages.first_stage import TABLE_BITS, FirstStage, flattened, hashed, sigmoid
 from prefilter_common.statistics.calibration import fit_temperature
 
 # Inverse strength of the penalty on the weights; of 100, 1,000 and 10,000 the best on validation articles.
@@ -15,7 +17,6 @@ PENALTY = 1000.0
 # This share of the validation articles and their cut copies has a smaller share of known tokens than is asked for. Of
 # articles in a language that the first stage was not fitted on, nearly all have.
 BELOW_COVERAGE = 0.1
-FOLDS = 3  # of the texts that it is fitted on
 
 
 def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> FirstStage:
@@ -25,8 +26,7 @@ def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> Firs
         texts: token ids of each, without special tokens.
         targets: (n,) what it is to say of each, from 0 to 1.
     """
-    from scipy.sparse import csr_matrix, vstack
-    from sklearn.linear_model import LogisticRegression
+    from scipy.sparse import csr_matrix
 
     ids, rows = flattened(texts)
     known = np.zeros(int(ids.max()) + 2, dtype=bool)
@@ -40,10 +40,7 @@ def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> Firs
     length = np.sqrt(np.bincount(rows, squares[places], minlength=len(texts)))
     values = idf[columns] / length[rows]
     features = csr_matrix((values, (rows, columns)), shape=(len(texts), len(used)))
-    # A target of 0.8 is the text once as commerce with weight 0.8, and once as journalism with weight 0.2.
-    twice, labels = vstack([features, features]), np.repeat([1, 0], len(texts))
-    model = LogisticRegression(C=PENALTY, max_iter=200)
-    model.fit(twice, labels, sample_weight=np.concatenate([targets, 1 - targets]))
+    model = soft_regression(features, targets, PENALTY)
     weights = np.zeros(1 << TABLE_BITS, dtype=np.float16)
     weights[used] = model.coef_[0] * idf
     return FirstStage(weights.astype(np.float32), squares.astype(np.float32), known, float(model.intercept_[0]))
@@ -55,10 +52,8 @@ def out_of_fold(texts: Sequence[Sequence[int]], targets: np.ndarray) -> tuple[np
     Args:
         texts: (2n,) token ids of articles and then of copies of them, which are left out together.
     """
-    fold = np.tile(np.arange(len(texts) // 2) % FOLDS, 2)
     log_odds, coverage = np.empty(len(texts)), np.empty(len(texts))
-    for k in range(FOLDS):
-        others, these = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+    for others, these in folds(len(texts)):
         first = fit_first_stage([texts[i] for i in others.tolist()], targets[others])
         log_odds[these], coverage[these] = first([texts[i] for i in these.tolist()])
     return log_odds, coverage
@@ -99,3 +94,12 @@ def choose_first_stage(
     sha256 = hashlib.sha256(first.content()).hexdigest()
     note: StageNote = {"decided": float(decided[:n].mean()), "decided_cut": float(decided[n:].mean())}
     return Stage(LINEAR, temperature, low, high, coverage=needed, sha256=sha256), note
+
+
+def decided_by_first(
+    stage: Stage, first: FirstStage, texts: Sequence[Sequence[int]], unseen: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the 2n + k texts of ``choose_first_stage`` the stage decides, bool, and its P(commerce) of each."""
+    log_odds, coverage = (np.concatenate(both) for both in zip(first(texts), unseen, strict=True))
+    scores = sigmoid(log_odds / stage.temperature)
+    return (coverage >= stage.coverage) & sure(scores, stage), scores

@@ -1,54 +1,36 @@
 """A model directory in, the files of an engine out, in a folder of their own inside it."""
 
 import contextlib
-import importlib.metadata
 import io
 import logging
 import os
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
-from prefilter_common.articles import Article, capped, cut_at_random
+from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.files import write_json
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import fingerprints, read_contract, read_record, sha256_of
 from prefilter_common.outputs import new_directory
-from prefilter_common.scoring.engines import EngineName, Unavailable, check_available, log_odds_module
+from prefilter_common.scoring.engines.converters import ConversionDetails, to_onnxruntime, to_openvino
+from prefilter_common.scoring.engines.interface import EngineName, Unavailable, check_available
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 if TYPE_CHECKING:
-    import openvino
-    import torch
-
-    from prefilter_common.models.checkpoints import Checkpoint
+    pass
 
 log = logging.getLogger(__name__)
 
 ENGINE_FILE = "engine.json"
-# Articles used to calibrate int8: for tiny models 48 were no better than 16, but a mix of languages needs more.
-CALIBRATION_ARTICLES = 100
 ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
-ONNX_OPSET = 17
 # Recorded with each conversion: increment it when one is made differently.
-VERSION = 2
-
-
-class ConversionDetails(TypedDict, total=False):
-    """What converted a model: versions of the packages, and the articles that calibrated int8."""
-
-    openvino: str
-    nncf: str
-    calibration_articles: int
-    onnxruntime: str
-    onnx: str
+VERSION = 3
 
 
 class ConversionRecord(ConversionDetails):
@@ -95,7 +77,7 @@ def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, 
     checkpoint = load_checkpoint(directory)
     tokenizer = ArticleTokenizer.of(checkpoint.tokenizer)
     with new_directory(folder, overwrite=True) as partial, _quiet():
-        convert_to = _to_openvino if name.library == "openvino" else _to_onnxruntime
+        convert_to = to_openvino if name.library == "openvino" else to_onnxruntime
         details = convert_to(checkpoint, partial, int8, tokenizer, train or ())
         tokenizer.save(partial / "tokenizer.json")
         written = [path for path in sorted(partial.iterdir()) if path.suffix in ENGINE_SUFFIXES]
@@ -143,94 +125,6 @@ def load_converted(folder: Path) -> tuple[ArticleTokenizer, Contract]:
             f"{record['max_positions']} tokens; correct it"
         )
     return tokenizer, contract
-
-
-def _to_openvino(
-    checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
-) -> ConversionDetails:
-    import openvino
-    import torch
-
-    module, example = _traceable(checkpoint)
-    with torch.no_grad():
-        model = openvino.convert_model(module, example_input=example, input=[(name, [-1, -1]) for name in example])
-    details: ConversionDetails = {"openvino": openvino.__version__}
-    if int8:
-        articles = calibration_articles(train)
-        model = _quantize(model, articles, tokenizer, checkpoint)
-        details |= {"nncf": importlib.metadata.version("nncf"), "calibration_articles": len(articles)}
-    openvino.save_model(model, partial / "model.xml", compress_to_fp16=False)
-    return details
-
-
-def calibration_articles(train: Sequence[Article]) -> list[Article]:
-    """Training articles on which int8 is calibrated: half of them in full, half cut to a feed's length."""
-    articles, rng = list(capped(train, CALIBRATION_ARTICLES)), np.random.default_rng(0)
-    rng.shuffle(articles)
-    return [*articles[::2], *cut_at_random(articles[1::2], rng)]
-
-
-def _quantize(
-    model: "openvino.Model", articles: Sequence[Article], tokenizer: ArticleTokenizer, checkpoint: "Checkpoint"
-) -> "openvino.Model":
-    """Weights and activations in int8, calibrated on ``articles``, but for what must be exact."""
-    import nncf
-
-    from prefilter_common.models.encoder_layers import exact_parts
-
-    padded = (tokenizer.pad([ids]) for ids in tokenizer.encode(articles, checkpoint.contract.max_length))
-    samples = [{"input_ids": input_ids, "attention_mask": attention_mask} for input_ids, attention_mask in padded]
-    # A processor without VNNI adds pairs of int8 products in 16 bits, which saturate. With 7-bit weights they cannot:
-    # there the mean error of tiny models with wide weights is 1.7 to 3.9 times smaller, the packaged encoder's equal.
-    return nncf.quantize(
-        model,
-        nncf.Dataset(samples),
-        model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(samples),
-        ignored_scope=nncf.IgnoredScope(patterns=[f".*{exact_parts(checkpoint.model)}.*"], validate=False),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=nncf.OverflowFix.ENABLE),
-    )
-
-
-def _to_onnxruntime(
-    checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
-) -> ConversionDetails:
-    import onnx
-    import onnxruntime
-    import torch
-
-    from prefilter_common.models.encoder_layers import exact_parts
-
-    module, example = _traceable(checkpoint)
-    axes = {**{name: {0: "articles", 1: "tokens"} for name in example}, "log_odds": {0: "articles"}}
-    path = partial / ("exported.onnx" if int8 else "model.onnx")
-    with torch.no_grad():
-        # The newer exporter (dynamo) needs a further package.
-        torch.onnx.export(
-            module, tuple(example.values()), path, input_names=list(example), output_names=["log_odds"],
-            dynamic_axes=axes, opset_version=ONNX_OPSET, dynamo=False,
-        )  # fmt: skip
-    if int8:
-        from onnxruntime.quantization import quantize_dynamic
-
-        parts = re.compile(exact_parts(checkpoint.model))
-        exact = [node.name for node in onnx.load(path).graph.node if parts.search(node.name)]
-        exact += [f"{name}_MatMul" for name in exact]  # what becomes of a Gemm
-        # 7 bits as above; with those, one scale per channel is more accurate.
-        quantize_dynamic(path, partial / "model.onnx", per_channel=True, reduce_range=True, nodes_to_exclude=exact)
-        path.unlink()
-    return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
-
-
-def _traceable(checkpoint: "Checkpoint") -> tuple["torch.nn.Module", dict[str, "torch.Tensor"]]:
-    """The module to convert, and an example of its inputs: a batch with one padded article."""
-    import torch
-
-    checkpoint.model.config.use_cache = False
-    input_ids = torch.full((2, 8), 5, dtype=torch.int64)
-    attention_mask = torch.ones_like(input_ids)
-    input_ids[0, 5:], attention_mask[0, 5:] = checkpoint.tokenizer.pad_token_id, 0
-    return log_odds_module(checkpoint.model).eval(), {"input_ids": input_ids, "attention_mask": attention_mask}
 
 
 @contextlib.contextmanager

@@ -23,8 +23,9 @@ MIN_SAVED = 0.1
 class StageNote(TypedDict, total=False):
     """What a stage does on the validation articles, or the ``reason`` why there is none.
 
-    Of a short read: the shares of articles then read in full and of all tokens read. Of a first stage: the shares that
-    it decides of whole articles and of copies cut to the length of a feed's, and the texts that it was fitted on.
+    Of a short read: the shares of articles then read in full and of all tokens read. Of a first stage or an early exit:
+    the shares that it decides of whole articles and of copies cut to the length of a feed's; and of a first stage the
+    texts that it was fitted on.
     """
 
     read_in_full: float
@@ -62,6 +63,12 @@ def limits_of(
     low = next((limit for limit in lows if limit < first), 1 - UNREACHABLE)
     high = next((limit for limit in highs if limit > last), UNREACHABLE)
     return low, high
+
+
+def changed_share(full: np.ndarray, own: np.ndarray, decided: np.ndarray, thresholds: Mapping[str, float]) -> float:
+    """The share of the (n,) texts that a stage decides, and at some operating point otherwise than the full read."""
+    lowest, highest = min(thresholds.values()), max(thresholds.values())
+    return float((decided & np.where(own >= highest, full < highest, full >= lowest)).mean())
 
 
 def choose_short_read(

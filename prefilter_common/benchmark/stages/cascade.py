@@ -1,0 +1,155 @@
+"""Validation articles in, the stages before the full read out; and how a model directory keeps them."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from prefilter_common.articles import Article, capped, cut_at_random, labels_of
+from prefilter_common.benchmark.stages.early_exit import choose_exits, states_of
+from prefilter_common.benchmark.stages.first_stage import (
+    choose_first_stage,
+    decided_by_first,
+    fit_first_stage,
+    out_of_fold,
+)
+from prefilter_common.benchmark.stages.limits import StageNote, changed_share, choose_short_read
+from prefilter_common.files import write_bytes
+from prefilter_common.models.contract import LAYERS, LINEAR, Stage
+from prefilter_common.models.directory import (
+    CONTRACT_FILE,
+    EARLY_EXITS_FILE,
+    FIRST_STAGE_FILE,
+    RECOMMENDATION_FILE,
+    read_contract,
+    write_contract,
+)
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.statistics.calibration import at_temperature
+
+log = logging.getLogger(__name__)
+
+# Lengths of a short read to try, in tokens.
+SHORT_LENGTHS = (48, 64, 96, 128, 192)
+# The most articles that a first stage and exits are fitted on: the encoder reads each, and a copy of it.
+MAX_FITTING = 5_000
+# The most of these texts on which limits of a short read are chosen: each is read at every length.
+MAX_CHOOSING = 1_000
+CUT_SEED = 0  # of the lengths to which copies are cut
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """The stages before the full read, how each did on validation articles, and the files with what was fitted now."""
+
+    stages: tuple[Stage, ...]
+    notes: dict[str, StageNote]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def cascade_of(
+    directory: Path,
+    scorer: Scorer,
+    val: Sequence[Article] | None,
+    fitting: Sequence[Article],
+    batch_size: int,
+    max_changed: float,
+) -> Cascade:
+    """``choose_cascade`` where there are validation articles, else what the model directory has."""
+    contract = read_contract(directory)
+    if contract is None:
+        return Cascade((), {"stages": {"reason": f"no {CONTRACT_FILE} to store them in; train the model again"}})
+    if val:
+        return choose_cascade(scorer, val, fitting, batch_size, max_changed)
+    usable = scorer.with_files_of(directory, contract.stages)
+    reason = "no validation articles to choose them on; pass --val-data"
+    return Cascade(usable, {} if usable else {"stages": {"reason": reason}})
+
+
+def choose_cascade(
+    scorer: Scorer, val: Sequence[Article], fitting: Sequence[Article], batch_size: int, max_changed: float
+) -> Cascade:
+    """The first stage that is worth it, and a short read or early exits, whichever saves more.
+
+    Args:
+        scorer: reads in full.
+        val: labelled articles that the weights were not trained on.
+        fitting: articles, labelled or not, from which a first stage and exits learn what the model says of them.
+            Whether a stage decides them as the full read does counts too, and a validation set is too small to show it:
+            on training articles short reads changed no fewer decisions than on others.
+        max_changed: the tolerated share of changed decisions.
+    """
+    val, fitting = readable(scorer, val), readable(scorer, fitting)
+    labels, thresholds = labels_of(val), scorer.contract.thresholds
+    # All stages together may change half of what is tolerated: with all of it, no number of texts could show that they
+    # change no more. This is for each of two sides of two stages.
+    change = max_changed / 2 / 4
+    rng = np.random.default_rng(CUT_SEED)
+    chosen = capped(fitting, MAX_FITTING)
+    known, texts = (scorer.tokenize([*part, *cut_at_random(part, rng)]) for part in (val, chosen))
+    if texts:
+        log.info(f"stages: taking the model's scores of {len(texts):,} texts to fit and choose them on")
+    (full, states), (targets, fitting_states) = (states_of(scorer, part, batch_size) for part in (known, texts))
+    some = np.linspace(0, len(texts) - 1, min(MAX_CHOOSING, len(texts)), dtype=int)
+    short, n_tokens = _short_reads(scorer, [*known, *(texts[i] for i in some.tolist())], batch_size)
+    both = np.concatenate([full, targets[some]])
+    read, read_note = choose_short_read(labels, both, short, n_tokens, thresholds, change)
+    reads: tuple[Stage, ...] = (read,) if read else ()
+    notes = {"short read": read_note}
+    if not texts:
+        reason = "no articles to fit it on; pass --train-data or --traffic"
+        return Cascade(reads, {"first stage": {"reason": reason}, **notes})
+    known_own, own = ([scorer.tokenizer.own(ids) for ids in part] for part in (known, texts))
+    first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets)
+    both = np.concatenate([full, targets])
+    # Where no other stage is possible, its share goes to the first stage.
+    share = change if read or states else 2 * change
+    stage, note = choose_first_stage(first, known_own, labels, both, unseen, thresholds, share)
+    note["fitted_texts"] = len(texts)
+    files, left = {}, np.ones(len(both), dtype=bool)
+    if stage:
+        files[FIRST_STAGE_FILE] = first.content()
+        decided, scores = decided_by_first(stage, first, known_own, unseen)
+        left, max_changed = ~decided, max_changed - 2 * changed_share(both, scores, decided, thresholds)
+    exits = choose_exits(states, fitting_states, labels, both, left, thresholds, max_changed / 2)
+    whole = n_tokens[: len(val)]
+    if exits.stages and (exits.run * whole).sum() / whole.sum() < read_note.get("tokens", 1.0):
+        reads, notes = exits.stages, exits.notes
+        files[EARLY_EXITS_FILE] = exits.content
+    return Cascade((*([stage] if stage else []), *reads), {"first stage": note, **notes}, files)
+
+
+def _short_reads(
+    scorer: Scorer, encodings: Sequence[list[int]], batch_size: int
+) -> tuple[dict[int, np.ndarray], np.ndarray]:
+    """By tokens, P(commerce) at temperature 1 of each text read up to there, (m,); and the tokens of each, (m,)."""
+    short = {}
+    for length in (length for length in SHORT_LENGTHS if length < scorer.contract.max_length):
+        scores = scorer.read([scorer.tokenizer.cut(ids, length) for ids in encodings], batch_size)[0]
+        short[length] = at_temperature(scores, 1 / scorer.contract.temperature)
+    return short, np.array([len(ids) for ids in encodings])
+
+
+def readable(scorer: Scorer, articles: Sequence[Article]) -> list[Article]:
+    """Without those of which the model says nothing, so that no stage ever sees them."""
+    unknown = scorer.tokenizer.unknown(articles, scorer.contract.max_length, scorer.contract.max_unknown)
+    return [articles[i] for i in np.flatnonzero(~unknown).tolist()]
+
+
+def store_cascade(directory: Path, cascade: Cascade) -> None:
+    """Write the stages into prefilter.json, and their weights beside it; a directory without one is left as it is."""
+    contract = read_contract(directory)
+    if contract is None:
+        return
+    if contract.stages != cascade.stages:  # what was measured with other limits is recommended no longer
+        (directory / RECOMMENDATION_FILE).unlink(missing_ok=True)
+    for name, content in cascade.files.items():  # first: until the contract has its hash, it is not used
+        write_bytes(directory / name, content)
+    if contract.stages != cascade.stages:
+        write_contract(directory, replace(contract, stages=cascade.stages))
+    readers = {stage.reader for stage in cascade.stages}
+    for reader, name in ((LINEAR, FIRST_STAGE_FILE), (LAYERS, EARLY_EXITS_FILE)):
+        if reader not in readers:
+            (directory / name).unlink(missing_ok=True)

@@ -1,0 +1,116 @@
+"""An encoder's states in, early exits from the full read out, and the limits within which they are not sure."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from prefilter_common.benchmark.stages.limits import MIN_SAVED, StageNote, changed_share, limits_of
+from prefilter_common.benchmark.stages.soft_labels import folds, soft_regression
+from prefilter_common.models.contract import LAYERS, Stage
+from prefilter_common.scoring.reading import sure
+from prefilter_common.scoring.scorer import Scorer
+from prefilter_common.scoring.stages.early_exit import EarlyExit, exits_content
+from prefilter_common.scoring.stages.first_stage import sigmoid
+from prefilter_common.statistics.calibration import fit_temperature
+
+# Inverse strength of the penalty on the weights, of states whose spread is 1 on average.
+EXIT_PENALTY = 0.03
+States = Mapping[int, np.ndarray]
+
+
+def states_of(scorer: Scorer, encodings: Sequence[list[int]], batch_size: int) -> tuple[np.ndarray, States]:
+    """P(commerce) of the full read, (n,), and by layers the (n, width) float32 mean of each text's states after them.
+
+    Raises InputError where the model yields scores that are not numbers.
+    """
+    scores = scorer.read(encodings, batch_size)[0]
+    found: dict[int, np.ndarray] = {}
+    if len(encodings):
+        for batch, (states, attention_mask) in scorer.tokenizer.batches(encodings, batch_size):
+            weights = attention_mask / attention_mask.sum(1, keepdims=True)
+            for number, layers in enumerate(scorer.engine.places):
+                states = scorer.engine.part(number, states, attention_mask)
+                means = found.setdefault(layers, np.empty((len(encodings), states.shape[2]), dtype=np.float32))
+                means[batch] = np.einsum("ntw,nt->nw", states, weights)
+    return scores, found
+
+
+def fit_exit(means: np.ndarray, targets: np.ndarray) -> EarlyExit:
+    """The logistic regression on (n, width) states that comes closest to the (n,) targets, from 0 to 1."""
+    centre, spread = means.mean(0), float(means.std(0).mean()) or 1.0
+    model = soft_regression((means - centre) / spread, targets, EXIT_PENALTY)
+    weights = model.coef_[0] / spread
+    return EarlyExit(weights.astype(np.float32), float(model.intercept_[0] - centre @ weights))
+
+
+@dataclass(frozen=True)
+class Exits:
+    """Those that are worth it, the content of their file, how each did, and what share of the layers is run for each of
+    the validation articles where no stage comes before: (n,).
+    """
+
+    stages: tuple[Stage, ...]
+    content: bytes
+    notes: dict[str, StageNote]
+    run: np.ndarray
+
+
+def choose_exits(
+    known: States,
+    fitting: States,
+    labels: np.ndarray,
+    full: np.ndarray,
+    left: np.ndarray,
+    thresholds: Mapping[str, float],
+    changed: float,
+) -> Exits:
+    """Choose one after the other, each on what those before have left.
+
+    Args:
+        known: states of validation articles and then of copies cut to the length of a feed's, 2n in all.
+        fitting: states of the k texts that exits are fitted on; each is judged by others like it that were fitted
+            without the text and its copy.
+        labels: (n,) of the validation articles.
+        full: (2n + k,) P(commerce) of the full read of all these.
+        left: (2n + k,) bool, what no stage before has decided.
+        changed: the share of their decisions that all exits together may change.
+    """
+    n = len(labels)
+    labels, left, run = np.concatenate([labels, labels]), left.copy(), np.ones(n)
+    exits: dict[int, EarlyExit] = {}
+    chosen: list[Stage] = []
+    notes: dict[str, StageNote] = {}
+    for number, layers in enumerate(sorted(known)):
+        own = fit_exit(fitting[layers], full[2 * n :])
+        log_odds = np.concatenate([_log_odds(own, known[layers]), _out_of_fold(fitting[layers], full[2 * n :])])
+        temperature = round(fit_temperature(labels, sigmoid(log_odds[: 2 * n])), 4)
+        scores = sigmoid(log_odds / temperature)
+        low, high = limits_of(full, scores, left, thresholds, changed / 2 / (len(known) - number))
+        stage = Stage(LAYERS, temperature, low, high, sha256="", layers=layers)
+        decided = left & sure(scores, stage)
+        if decided[: 2 * n].sum() < MIN_SAVED * left[: 2 * n].sum():
+            few = f"within the tolerance it decides less than {MIN_SAVED:.0%} of the articles that get there"
+            notes[stage.name] = StageNote(reason=few)
+            continue
+        shares = float(decided[:n].mean()), float(decided[n : 2 * n].mean())
+        notes[stage.name] = StageNote(decided=shares[0], decided_cut=shares[1])
+        exits[layers], left = own, left & ~decided
+        changed -= changed_share(full, scores, decided, thresholds)
+        chosen.append(stage)
+        run = np.where((run == 1) & sure(scores[:n], stage), (number + 1) / (len(known) + 1), run)
+    content = exits_content(exits)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return Exits(tuple(replace(stage, sha256=sha256) for stage in chosen), content, notes, run)
+
+
+def _log_odds(exit: EarlyExit, means: np.ndarray) -> np.ndarray:
+    return means @ exit.weights.astype(np.float64) + exit.bias
+
+
+def _out_of_fold(means: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    log_odds = np.empty(len(means))
+    for others, these in folds(len(means)):
+        log_odds[these] = _log_odds(fit_exit(means[others], targets[others]), means[these])
+    return log_odds
