@@ -21,20 +21,20 @@ States = Mapping[int, np.ndarray]
 
 
 def states_of(scorer: Scorer, encodings: Sequence[list[int]], batch_size: int) -> tuple[np.ndarray, States]:
-    """P(commerce) of the full read, (n,), and by layers the (n, width) float32 mean of each text's states after them.
-
-    Raises InputError where the model yields scores that are not numbers.
-    """
-    scores = scorer.read(encodings, batch_size)[0]
+    """P(commerce) of the full read, (n,), and by layers the (n, width) float32 mean of each text's states there."""
+    engine = scorer.engine
     found: dict[int, np.ndarray] = {}
-    if len(encodings):
-        for batch, (states, attention_mask) in scorer.tokenizer.batches(encodings, batch_size):
-            weights = attention_mask / attention_mask.sum(1, keepdims=True)
-            for number, layers in enumerate(scorer.engine.places):
-                states = scorer.engine.part(number, states, attention_mask)
-                means = found.setdefault(layers, np.empty((len(encodings), states.shape[2]), dtype=np.float32))
-                means[batch] = np.einsum("ntw,nt->nw", states, weights)
-    return scores, found
+    if not engine.places:
+        return scorer.read(encodings, batch_size)[0], found
+    log_odds = np.empty(len(encodings))
+    for batch, (states, attention_mask) in scorer.tokenizer.batches(encodings, batch_size):
+        weights = attention_mask / attention_mask.sum(1, keepdims=True)
+        for number, layers in enumerate(engine.places):
+            states = engine.part(number, states, attention_mask)
+            means = found.setdefault(layers, np.empty((len(encodings), states.shape[2]), dtype=np.float32))
+            means[batch] = np.einsum("ntw,nt->nw", states, weights)
+        log_odds[batch] = engine.part(len(engine.places), states, attention_mask)
+    return sigmoid(log_odds / scorer.contract.temperature), found
 
 
 def fit_exit(means: np.ndarray, targets: np.ndarray) -> EarlyExit:
