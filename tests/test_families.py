@@ -122,7 +122,7 @@ def test_all_families_in_one_table(families, data_dir, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["distilbert", "qwen"])
 def test_an_encoder_and_an_adapter_are_benchmarked(families, data_dir, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("prefilter_common.benchmark.timing.MATRIX", 512)
+    monkeypatch.setattr("prefilter_common.benchmark.bounds.MATRIX", 512)
     flags = ["--model", families[0] / name, "--test-data", data_dir / "test.jsonl", "--output", tmp_path]
     flags += ["--engines", "onnxruntime-fp32", "--n-samples", 4, "--rounds", 1]
     assert call(benchmark_inference, flags) == 0
