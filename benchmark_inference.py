@@ -6,7 +6,7 @@ configurations take turns; then all together in batches. Each configuration is c
 every article in full: one that changes decisions, or may lose F1, beyond the tolerance is never recommended, however
 fast it is. Engines are converted into folders inside the model directory where they are missing. With validation
 articles, stages that decide some articles before they are read in full are chosen and kept in prefilter.json: a linear
-first stage (first_stage.npz), and a short read or exits after some of the layers (early_exits.npz).
+first stage (first_stage.npz), and exits after some of an encoder's layers (early_exits.npz) or a short read.
 
 With --lengths-like all of this is at the length of production. --traffic adds unlabelled texts: the first half of them
 teaches the stages, and decisions are compared on all of them, but on no more texts than the tolerance needs or, beyond

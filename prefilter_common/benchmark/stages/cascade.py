@@ -71,7 +71,7 @@ def cascade_of(
 def choose_cascade(
     scorer: Scorer, val: Sequence[Article], fitting: Sequence[Article], batch_size: int, max_changed: float
 ) -> Cascade:
-    """The first stage that is worth it, and a short read or early exits, whichever saves more.
+    """The stages that are worth it: a first stage and early exits or, of a model that has none, a short read.
 
     Args:
         scorer: reads in full.
@@ -92,12 +92,11 @@ def choose_cascade(
     if texts:
         log.info(f"stages: taking the model's scores of {len(texts):,} texts to fit and choose them on")
     (full, states), (targets, fitting_states) = (states_of(scorer, part, batch_size) for part in (known, texts))
-    some = np.linspace(0, len(texts) - 1, min(MAX_CHOOSING, len(texts)), dtype=int)
-    short, n_tokens = _short_reads(scorer, [*known, *(texts[i] for i in some.tolist())], batch_size)
-    both = np.concatenate([full, targets[some]])
-    read, read_note = choose_short_read(labels, both, short, n_tokens, thresholds, change)
-    reads: tuple[Stage, ...] = (read,) if read else ()
-    notes = {"short read": read_note}
+    reads: tuple[Stage, ...] = ()
+    notes: dict[str, StageNote] = {}
+    if not (texts and states):  # exits change fewer decisions than short reads do
+        read, notes["short read"] = _short_read(scorer, labels, known, full, texts, targets, batch_size, change)
+        reads = (read,) if read else ()
     if not texts:
         reason = "no articles to fit it on; pass --train-data or --traffic"
         return Cascade(reads, {"first stage": {"reason": reason}, **notes})
@@ -105,7 +104,7 @@ def choose_cascade(
     first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets)
     both = np.concatenate([full, targets])
     # Where no other stage is possible, its share goes to the first stage.
-    share = change if read or states else 2 * change
+    share = change if reads or states else 2 * change
     stage, note = choose_first_stage(first, known_own, labels, both, unseen, thresholds, share)
     note["fitted_texts"] = len(texts)
     files, left = {}, np.ones(len(both), dtype=bool)
@@ -113,23 +112,33 @@ def choose_cascade(
         files[FIRST_STAGE_FILE] = first.content()
         decided, scores = decided_by_first(stage, first, known_own, unseen)
         left, max_changed = ~decided, max_changed - 2 * changed_share(both, scores, decided, thresholds)
-    exits = choose_exits(states, fitting_states, labels, both, left, thresholds, max_changed / 2)
-    whole = n_tokens[: len(val)]
-    if exits.stages and (exits.run * whole).sum() / whole.sum() < read_note.get("tokens", 1.0):
+    if states:
+        exits = choose_exits(states, fitting_states, labels, both, left, thresholds, max_changed / 2)
         reads, notes = exits.stages, exits.notes
-        files[EARLY_EXITS_FILE] = exits.content
+        if reads:
+            files[EARLY_EXITS_FILE] = exits.content
     return Cascade((*([stage] if stage else []), *reads), {"first stage": note, **notes}, files)
 
 
-def _short_reads(
-    scorer: Scorer, encodings: Sequence[list[int]], batch_size: int
-) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """By tokens, P(commerce) at temperature 1 of each text read up to there, (m,); and the tokens of each, (m,)."""
+def _short_read(
+    scorer: Scorer,
+    labels: np.ndarray,
+    known: Sequence[list[int]],
+    full: np.ndarray,
+    texts: Sequence[list[int]],
+    targets: np.ndarray,
+    batch_size: int,
+    change: float,
+) -> tuple[Stage | None, StageNote]:
+    """``choose_short_read`` on validation articles and some of the texts, at every length."""
+    some = np.linspace(0, len(texts) - 1, min(MAX_CHOOSING, len(texts)), dtype=int)
+    encodings = [*known, *(texts[i] for i in some.tolist())]
     short = {}
     for length in (length for length in SHORT_LENGTHS if length < scorer.contract.max_length):
         scores = scorer.read([scorer.tokenizer.cut(ids, length) for ids in encodings], batch_size)[0]
         short[length] = at_temperature(scores, 1 / scorer.contract.temperature)
-    return short, np.array([len(ids) for ids in encodings])
+    n_tokens, both = np.array([len(ids) for ids in encodings]), np.concatenate([full, targets[some]])
+    return choose_short_read(labels, both, short, n_tokens, scorer.contract.thresholds, change)
 
 
 def readable(scorer: Scorer, articles: Sequence[Article]) -> list[Article]:

@@ -6,7 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from prefilter_common.benchmark.stages.limits import MIN_SAVED, StageNote, changed_share, limits_of
+from prefilter_common.benchmark.stages.limits import (
+    ENOUGH_ARTICLES,
+    MIN_SAVED,
+    TOO_FEW,
+    StageNote,
+    changed_share,
+    limits_of,
+)
 from prefilter_common.benchmark.stages.soft_labels import folds, soft_regression
 from prefilter_common.models.contract import LAYERS, Stage
 from prefilter_common.scoring.reading import sure
@@ -47,14 +54,11 @@ def fit_exit(means: np.ndarray, targets: np.ndarray) -> EarlyExit:
 
 @dataclass(frozen=True)
 class Exits:
-    """Those that are worth it, the content of their file, how each did, and what share of the layers is run for each of
-    the validation articles where no stage comes before: (n,).
-    """
+    """Those that are worth it, the content of their file, and how each did."""
 
     stages: tuple[Stage, ...]
     content: bytes
     notes: dict[str, StageNote]
-    run: np.ndarray
 
 
 def choose_exits(
@@ -78,7 +82,9 @@ def choose_exits(
         changed: the share of their decisions that all exits together may change.
     """
     n = len(labels)
-    labels, left, run = np.concatenate([labels, labels]), left.copy(), np.ones(n)
+    if n < ENOUGH_ARTICLES or len(np.unique(labels)) < 2:
+        return Exits((), b"", {"early exits": {"reason": TOO_FEW}})
+    labels = np.concatenate([labels, labels])
     exits: dict[int, EarlyExit] = {}
     chosen: list[Stage] = []
     notes: dict[str, StageNote] = {}
@@ -99,10 +105,9 @@ def choose_exits(
         exits[layers], left = own, left & ~decided
         changed -= changed_share(full, scores, decided, thresholds)
         chosen.append(stage)
-        run = np.where((run == 1) & sure(scores[:n], stage), (number + 1) / (len(known) + 1), run)
     content = exits_content(exits)
     sha256 = hashlib.sha256(content).hexdigest()
-    return Exits(tuple(replace(stage, sha256=sha256) for stage in chosen), content, notes, run)
+    return Exits(tuple(replace(stage, sha256=sha256) for stage in chosen), content, notes)
 
 
 def _log_odds(exit: EarlyExit, means: np.ndarray) -> np.ndarray:

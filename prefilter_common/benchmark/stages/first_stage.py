@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prefilter_common.benchmark.stages.limits import ENOUGH_ARTICLES, MIN_SAVED, StageNote, limits_of
+from prefilter_common.benchmark.stages.limits import ENOUGH_ARTICLES, MIN_SAVED, TOO_FEW, StageNote, limits_of
 from prefilter_common.benchmark.stages.soft_labels import folds, soft_regression
 from prefilter_common.models.contract import LINEAR, Stage
 from prefilter_common.scoring.reading import sure
@@ -80,7 +80,7 @@ def choose_first_stage(
     n = len(labels)
     labels = np.concatenate([labels, labels])
     if n < ENOUGH_ARTICLES or len(np.unique(labels)) < 2:
-        return None, {"reason": f"needs {ENOUGH_ARTICLES} validation articles with both labels to choose its limits on"}
+        return None, {"reason": TOO_FEW}
     log_odds, coverage = first(texts)
     temperature = round(fit_temperature(labels, sigmoid(log_odds)), 4)
     needed = round(float(np.quantile(coverage, BELOW_COVERAGE)), 4)
