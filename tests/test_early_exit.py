@@ -141,7 +141,7 @@ def chosen(noises, changed=0.01, left=None, seed=1):
     found = {2 * (i + 1): states(rng, sign, noise) for i, noise in enumerate(noises)}
     known, fitting = ({n: own[part] for n, own in found.items()} for part in (slice(600), slice(600, None)))
     left = np.ones(len(every), dtype=bool) if left is None else left
-    return choose_exits(known, fitting, labels, full, left, THRESHOLDS, changed)
+    return choose_exits(known, fitting, np.arange(2000), labels, full, left, THRESHOLDS, changed)
 
 
 def test_an_exit_leaves_what_it_is_not_sure_of():
@@ -189,7 +189,7 @@ def test_there_is_none_without_enough_validation_articles(labels):
     rng, n = np.random.default_rng(0), 2 * len(labels)
     full, left = np.full(n + 50, 0.9), np.ones(n + 50, dtype=bool)
     known, fitting = {2: rng.normal(size=(n, WIDTH))}, {2: rng.normal(size=(50, WIDTH))}
-    exits = choose_exits(known, fitting, labels, full, left, THRESHOLDS, 0.01)
+    exits = choose_exits(known, fitting, np.arange(50), labels, full, left, THRESHOLDS, 0.01)
     assert exits.stages == () and "20 validation articles with both labels" in exits.notes["early exits"]["reason"]
 
 

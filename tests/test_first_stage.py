@@ -10,6 +10,7 @@ import pytest
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of, choose_cascade, store_cascade
 from prefilter_common.benchmark.stages.first_stage import choose_first_stage, fit_first_stage, out_of_fold
+from prefilter_common.benchmark.stages.soft_labels import folds, stories_of
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import FIRST_STAGE_FILE, RECOMMENDATION_FILE, read_contract, write_contract
@@ -119,8 +120,16 @@ def test_what_it_gets_wrong_of_articles_that_it_was_not_fitted_on_moves_the_limi
 def test_no_text_is_judged_by_a_first_stage_that_saw_it_or_its_copy():
     """One token for each article: known only where the article was fitted on."""
     texts = [[i] * 20 for i in range(30)] * 2
-    log_odds, coverage = out_of_fold(texts, np.tile([0.1, 0.9], 30))
+    log_odds, coverage = out_of_fold(texts, np.tile([0.1, 0.9], 30), np.tile(np.arange(30), 2))
     assert (coverage == 0).all() and np.abs(log_odds).max() < 0.1
+
+
+def test_articles_with_the_same_title_are_one_story():
+    articles = [Article("a", "1"), Article("", "2"), Article("b", "3"), Article("", "4"), Article("a", "5")]
+    stories = stories_of(articles)
+    assert stories[0] == stories[4] and len(set(stories.tolist())) == 4
+    for others, these in folds(stories):
+        assert not set(stories[others]) & set(stories[these])
 
 
 def test_one_that_decides_too_little_or_knows_nothing_is_not_kept(first):

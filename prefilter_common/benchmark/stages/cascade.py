@@ -16,6 +16,7 @@ from prefilter_common.benchmark.stages.first_stage import (
     out_of_fold,
 )
 from prefilter_common.benchmark.stages.limits import StageNote, changed_share, choose_short_read
+from prefilter_common.benchmark.stages.soft_labels import FOLDS, stories_of
 from prefilter_common.files import write_bytes
 from prefilter_common.models.contract import LAYERS, LINEAR, Stage
 from prefilter_common.models.directory import (
@@ -88,6 +89,9 @@ def choose_cascade(
     change = max_changed / 2 / 4
     rng = np.random.default_rng(CUT_SEED)
     chosen = capped(fitting, MAX_FITTING)
+    stories = np.tile(stories_of(chosen), 2)  # of copies as well
+    if len(np.unique(stories)) < FOLDS:
+        chosen = []
     known, texts = (scorer.tokenize([*part, *cut_at_random(part, rng)]) for part in (val, chosen))
     if texts:
         log.info(f"stages: taking the model's scores of {len(texts):,} texts to fit and choose them on")
@@ -98,10 +102,10 @@ def choose_cascade(
         read, notes["short read"] = _short_read(scorer, labels, known, full, texts, targets, batch_size, change)
         reads = (read,) if read else ()
     if not texts:
-        reason = "no articles to fit it on; pass --train-data or --traffic"
+        reason = "too few articles to fit it on; pass --train-data or --traffic"
         return Cascade(reads, {"first stage": {"reason": reason}, **notes})
     known_own, own = ([scorer.tokenizer.own(ids) for ids in part] for part in (known, texts))
-    first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets)
+    first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets, stories)
     both = np.concatenate([full, targets])
     # Where no other stage is possible, its share goes to the first stage.
     share = change if reads or states else 2 * change
@@ -113,7 +117,7 @@ def choose_cascade(
         decided, scores = decided_by_first(stage, first, known_own, unseen)
         left, max_changed = ~decided, max_changed - 2 * changed_share(both, scores, decided, thresholds)
     if states:
-        exits = choose_exits(states, fitting_states, labels, both, left, thresholds, max_changed / 2)
+        exits = choose_exits(states, fitting_states, stories, labels, both, left, thresholds, max_changed / 2)
         reads, notes = exits.stages, exits.notes
         if reads:
             files[EARLY_EXITS_FILE] = exits.content

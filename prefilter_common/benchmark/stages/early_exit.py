@@ -64,6 +64,7 @@ class Exits:
 def choose_exits(
     known: States,
     fitting: States,
+    stories: np.ndarray,
     labels: np.ndarray,
     full: np.ndarray,
     left: np.ndarray,
@@ -75,7 +76,7 @@ def choose_exits(
     Args:
         known: states of validation articles and then of copies cut to the length of a feed's, 2n in all.
         fitting: states of the k texts that exits are fitted on; each is judged by others like it that were fitted
-            without the text and its copy.
+            without its story, of ``stories``, (k,).
         labels: (n,) of the validation articles.
         full: (2n + k,) P(commerce) of the full read of all these.
         left: (2n + k,) bool, what no stage before has decided.
@@ -84,13 +85,13 @@ def choose_exits(
     n = len(labels)
     if n < ENOUGH_ARTICLES or len(np.unique(labels)) < 2:
         return Exits((), b"", {"early exits": {"reason": TOO_FEW}})
-    labels = np.concatenate([labels, labels])
+    labels, targets = np.concatenate([labels, labels]), full[2 * n :]
     exits: dict[int, EarlyExit] = {}
     chosen: list[Stage] = []
     notes: dict[str, StageNote] = {}
     for number, layers in enumerate(sorted(known)):
-        own = fit_exit(fitting[layers], full[2 * n :])
-        log_odds = np.concatenate([_log_odds(own, known[layers]), _out_of_fold(fitting[layers], full[2 * n :])])
+        own = fit_exit(fitting[layers], targets)
+        log_odds = np.concatenate([_log_odds(own, known[layers]), _out_of_fold(fitting[layers], targets, stories)])
         temperature = round(fit_temperature(labels, sigmoid(log_odds[: 2 * n])), 4)
         scores = sigmoid(log_odds / temperature)
         low, high = limits_of(full, scores, left, thresholds, changed / 2 / (len(known) - number))
@@ -114,8 +115,8 @@ def _log_odds(exit: EarlyExit, means: np.ndarray) -> np.ndarray:
     return means @ exit.weights.astype(np.float64) + exit.bias
 
 
-def _out_of_fold(means: np.ndarray, targets: np.ndarray) -> np.ndarray:
+def _out_of_fold(means: np.ndarray, targets: np.ndarray, stories: np.ndarray) -> np.ndarray:
     log_odds = np.empty(len(means))
-    for others, these in folds(len(means)):
+    for others, these in folds(stories):
         log_odds[these] = _log_odds(fit_exit(means[others], targets[others]), means[these])
     return log_odds

@@ -46,14 +46,14 @@ def fit_first_stage(texts: Sequence[Sequence[int]], targets: np.ndarray) -> Firs
     return FirstStage(weights.astype(np.float32), squares.astype(np.float32), known, float(model.intercept_[0]))
 
 
-def out_of_fold(texts: Sequence[Sequence[int]], targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What first stages say of texts that they were not fitted on: log-odds and share of known tokens, both (2n,).
-
-    Args:
-        texts: (2n,) token ids of articles and then of copies of them, which are left out together.
+def out_of_fold(
+    texts: Sequence[Sequence[int]], targets: np.ndarray, stories: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """What first stages say of texts whose stories, (n,), they were not fitted on: log-odds and share of known tokens,
+    both (n,).
     """
     log_odds, coverage = np.empty(len(texts)), np.empty(len(texts))
-    for others, these in folds(len(texts)):
+    for others, these in folds(stories):
         first = fit_first_stage([texts[i] for i in others.tolist()], targets[others])
         log_odds[these], coverage[these] = first([texts[i] for i in these.tolist()])
     return log_odds, coverage

@@ -1,10 +1,13 @@
 """Regressions on probabilities in place of labels, and how each is judged on texts that it was not fitted on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from prefilter_common.articles import Article
 
 FOLDS = 3
 
@@ -19,8 +22,12 @@ def soft_regression(features: Any, targets: np.ndarray, inverse_penalty: float) 
     return model.fit(features[twice], labels, sample_weight=np.concatenate([targets, 1 - targets]))
 
 
-def folds(n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Divide texts, n / 2 articles and then as many copies of them, which stay together: the others, and these."""
-    fold = np.tile(np.arange(n // 2) % FOLDS, 2)
-    for k in range(FOLDS):
-        yield np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+def stories_of(articles: Sequence[Article]) -> np.ndarray:
+    """(n,) int64, the same for articles with the same title, which may be one story in two places."""
+    titles = [article.title or f"untitled {i}" for i, article in enumerate(articles)]
+    return np.unique(titles, return_inverse=True)[1]
+
+
+def folds(stories: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Divide texts so that those of a story, (n,), stay together: the places of the others, and of these."""
+    yield from GroupKFold(FOLDS).split(stories, groups=stories)
