@@ -44,8 +44,9 @@ def limits_of(
 
     A score is final where it lies at least a margin outside all operating points, so no decision at any of them rests
     on an uncertain score. Each side has its own margin, so that an article which the stage gets wrong moves one limit
-    alone; a side on which none is wide enough decides nothing. Whether the choice holds must be judged on other
-    articles.
+    alone; a side on which none is wide enough decides nothing. Limits that were chosen on some texts change more on
+    others, by one of n on average, which counts as well (conformal risk control, Angelopoulos et al. 2022,
+    https://arxiv.org/abs/2208.02814), unless n is so small that not one could be changed.
 
     Args:
         full: (n,) P(commerce) of the full read.
@@ -58,7 +59,7 @@ def limits_of(
     highs = np.round(expit(logit(_inside(highest)) + MARGINS), 6).tolist()
     # What a lower limit must not reach, and an upper one.
     commerce, journalism = own[may & (full >= lowest)], own[may & (full < highest)]
-    allowed = int(change * len(full))
+    allowed = max(0, int(change * (len(full) + 1)) - 1)
     first = np.sort(np.append(commerce, np.ones(allowed + 1)))[allowed]
     last = np.sort(np.append(journalism, np.zeros(allowed + 1)))[-1 - allowed]
     low = next((limit for limit in lows if limit < first), 1 - UNREACHABLE)
@@ -67,9 +68,12 @@ def limits_of(
 
 
 def changed_share(full: np.ndarray, own: np.ndarray, decided: np.ndarray, thresholds: Mapping[str, float]) -> float:
-    """The share of the (n,) texts that a stage decides, and at some operating point otherwise than the full read."""
+    """The share that a stage is to decide otherwise than the full read, at some operating point, of texts like the (n,)
+    on which its limits were chosen: those of them, and one more for each limit.
+    """
     lowest, highest = min(thresholds.values()), max(thresholds.values())
-    return float((decided & np.where(own >= highest, full < highest, full >= lowest)).mean())
+    changed = decided & np.where(own >= highest, full < highest, full >= lowest)
+    return float((changed.sum() + 2) / (len(full) + 1))
 
 
 def choose_short_read(
