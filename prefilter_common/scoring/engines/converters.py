@@ -38,6 +38,7 @@ class ConversionDetails(TypedDict, total=False):
 def to_openvino(
     checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
 ) -> ConversionDetails:
+    """Write each part as ``.xml`` and ``.bin`` into ``partial``; int8 is calibrated on some of ``train``."""
     import openvino
     import torch
 
@@ -89,6 +90,7 @@ def _quantize(
 def to_onnxruntime(
     checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
 ) -> ConversionDetails:
+    """Write each part as ``.onnx`` into ``partial``; int8 needs neither ``tokenizer`` nor ``train``."""
     import onnx
     import onnxruntime
     import torch
