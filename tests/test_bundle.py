@@ -89,12 +89,13 @@ def test_an_adapter_is_not_packed_without_its_base(model, tmp_path):
     assert not (tmp_path / "m.tar").exists()
 
 
-def test_the_first_stage_goes_with_either(model):
+@pytest.mark.parametrize("name", ["first_stage.npz", "early_exits.npz"])
+def test_the_weights_of_stages_go_with_either(model, name):
     before = deployed(model)
-    (model / "first_stage.npz").write_bytes(b"weights")
-    assert deployed(model) == sorted([*before, "first_stage.npz"])
+    (model / name).write_bytes(b"weights")
+    assert deployed(model) == sorted([*before, name])
     (model / "cpu_benchmark.json").unlink()
-    assert "first_stage.npz" in deployed(model) and "model.safetensors" in deployed(model)
+    assert name in deployed(model) and "model.safetensors" in deployed(model)
 
 
 def test_there_and_back(model, tmp_path, capsys):

@@ -117,7 +117,7 @@ def in_parts(model: PreTrainedModel, places: Sequence[int]) -> list[torch.nn.Mod
         if first:
             part = _with(part, embeddings=_States())
         if last < len(layers):
-            parts.append(_with(part, pooler=None) if "pooler" in part._modules else part)
+            parts.append(_with(part, pooler=None))
         else:
             parts.append(_with(model, **{model.base_model_prefix: part}))
     return parts

@@ -16,8 +16,8 @@ UNREACHABLE = 1.0
 # With fewer articles, a stage can be neither calibrated nor judged; for a short read, those that it cuts count.
 ENOUGH_ARTICLES = 20
 TOO_FEW = f"needs {ENOUGH_ARTICLES} validation articles with both labels to choose its limits on"
-# A short read that saves a smaller share of the tokens, or a first stage that decides a smaller share of the articles,
-# is not worth its limits.
+# A short read that saves a smaller share of the tokens, or another stage that decides a smaller share of the articles
+# that get there, is not worth its limits.
 MIN_SAVED = 0.1
 
 
