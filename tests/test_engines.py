@@ -4,6 +4,7 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -222,6 +223,15 @@ def test_models_of_one_thread_are_not_all_on_the_first_core(converted):
     for part in engine._parts:
         assert part.get_property("ENABLE_CPU_PINNING") is False
         assert part.get_property("INFERENCE_NUM_THREADS") == 1
+
+
+@pytest.mark.parametrize("engine", FP32)
+def test_threads_rest_between_articles(converted, articles, engine):
+    scorer = Scorer.load(converted["minilm"], engine=engine)
+    scorer.score(articles * 4)
+    started = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - started < 0.05
 
 
 def test_threads_do_not_disturb_each_other(converted, articles):

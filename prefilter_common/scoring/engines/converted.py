@@ -106,6 +106,13 @@ class OnnxRuntimeEngine(_InParts):
         self.precision = "int8+fp32" if name.precision == "int8" else "fp32"
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
+        # Each part has threads of its own, which go on spinning after a run on the cores that the next part needs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        # One arena for all parts, in place of one each.
+        arena, kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
+        info = onnxruntime.OrtMemoryInfo("Cpu", arena, 0, kind)
+        onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg({}))
+        options.add_session_config_entry("session.use_env_allocators", "1")
         self._parts = [
             onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
             for path in self._paths
