@@ -228,7 +228,7 @@ def test_models_of_one_thread_are_not_all_on_the_first_core(converted):
 @pytest.mark.parametrize("engine", FP32)
 def test_threads_rest_between_articles(converted, articles, engine):
     scorer = Scorer.load(converted["minilm"], engine=engine)
-    scorer.score(articles * 4)
+    scorer.score(articles)
     started = time.process_time()
     time.sleep(0.2)
     assert time.process_time() - started < 0.05

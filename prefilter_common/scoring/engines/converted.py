@@ -108,7 +108,7 @@ class OnnxRuntimeEngine(_InParts):
         options.intra_op_num_threads = threads or 0
         # Each part has threads of its own, which go on spinning after a run on the cores that the next part needs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        # One arena for all parts, in place of one each.
+        # One arena for the process, which outlives the engine, in place of one for each part.
         arena, kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, onnxruntime.OrtMemType.DEFAULT
         info = onnxruntime.OrtMemoryInfo("Cpu", arena, 0, kind)
         onnxruntime.create_and_register_allocator(info, onnxruntime.OrtArenaCfg({}))
