@@ -240,3 +240,10 @@ def test_what_an_earlier_version_converted_is_made_again_but_runs(model):
     assert is_current(model / str(NAME))
     convert(model, NAME, None)
     assert json.loads(path.read_text())["version"] == conversion.VERSION
+
+
+def test_attention_is_exported_without_what_only_rows_of_padding_need(tmp_path, classifiers):
+    onnx = pytest.importorskip("onnx")
+    folder = convert(shutil.copytree(classifiers["minilm"], tmp_path / "m"), EngineName("onnxruntime", "fp32"), None)
+    operations = {node.op_type for path in folder.glob("*.onnx") for node in onnx.load(path).graph.node}
+    assert "Softmax" in operations and "IsNaN" not in operations

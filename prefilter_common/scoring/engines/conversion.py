@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 ENGINE_FILE = "engine.json"
 ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 # Recorded with each conversion: increment it when one is made differently.
-VERSION = 3
+VERSION = 4
 
 
 class ConversionRecord(ConversionDetails):

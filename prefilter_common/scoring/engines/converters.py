@@ -95,6 +95,8 @@ def to_onnxruntime(
     import onnxruntime
     import torch
 
+    # The export of torch's fused attention provides for tokens that attend to nothing, which no article has.
+    checkpoint.model.set_attn_implementation("eager")
     for name, module, exact, example in _parts(checkpoint):
         path = partial / f"{'exported' if int8 else name}.onnx"
         with torch.no_grad():
