@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -22,15 +22,12 @@ from prefilter_common.scoring.engines.converters import ConversionDetails, to_on
 from prefilter_common.scoring.engines.interface import EngineName, Unavailable, check_available
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
-if TYPE_CHECKING:
-    pass
-
 log = logging.getLogger(__name__)
 
 ENGINE_FILE = "engine.json"
 ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 # Recorded with each conversion: increment it when one is made differently.
-VERSION = 4
+VERSION = 5
 
 
 class ConversionRecord(ConversionDetails):

@@ -1,6 +1,7 @@
 """A checkpoint in memory in, an engine's files out, by the converters of OpenVINO and ONNX Runtime."""
 
 import importlib.metadata
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from prefilter_common.articles import Article, capped, cut_at_random
+from prefilter_common.models.base_models import FAMILIES
 from prefilter_common.scoring.engines.converted import LAST_PART, part_names
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
@@ -106,9 +108,23 @@ def to_onnxruntime(
                 dynamic_axes={"inputs": AXES, "attention_mask": AXES, "found": AXES if name != LAST_PART else [0]},
                 opset_version=ONNX_OPSET, dynamo=False,
             )  # fmt: skip
+        if (config := checkpoint.model.config).model_type in FAMILIES:
+            _fuse_attention(path, config.num_attention_heads, config.hidden_size)
         if int8:
             _quantize_dynamically(path, partial / f"{name}.onnx", exact)
     return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+
+
+def _fuse_attention(path: Path, n_heads: int, width: int) -> None:
+    """Make each layer's attention one operation of ONNX Runtime, in place; the last layer's, of one token, stays."""
+    from onnxruntime.transformers.fusion_options import FusionOptions
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    options = FusionOptions("bert")
+    # These have no form in int8, or are slower than what they replace.
+    options.enable_embed_layer_norm = options.enable_bias_gelu = False
+    options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = False
+    optimize_model(os.fspath(path), "bert", n_heads, width, options).save_model_to_file(os.fspath(path))
 
 
 def _quantize_dynamically(path: Path, target: Path, exact: str) -> None:
@@ -119,7 +135,10 @@ def _quantize_dynamically(path: Path, target: Path, exact: str) -> None:
     names = [node.name for node in onnx.load(path).graph.node if re.search(exact, node.name)]
     names += [f"{name}_MatMul" for name in names]  # what becomes of a Gemm
     # 7 bits as above; with those, one scale per channel is more accurate.
-    quantize_dynamic(path, target, per_channel=True, reduce_range=True, nodes_to_exclude=names)
+    quantize_dynamic(
+        path, target, per_channel=True, reduce_range=True, nodes_to_exclude=names,
+        extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},  # of what follows ONNX Runtime's own operations
+    )  # fmt: skip
     path.unlink()
 
 
