@@ -116,12 +116,15 @@ def to_onnxruntime(
 
 
 def _fuse_attention(path: Path, n_heads: int, width: int) -> None:
-    """Make each layer's attention one operation of ONNX Runtime, in place; the last layer's, of one token, stays."""
+    """Make each layer's attention one operation of ONNX Runtime, in place; the last layer's, of one token, stays.
+
+    That operation counts the tokens of a mask, so that padding must follow them, as the tokenizer makes it.
+    """
     from onnxruntime.transformers.fusion_options import FusionOptions
     from onnxruntime.transformers.optimizer import optimize_model
 
     options = FusionOptions("bert")
-    # These have no form in int8, or are slower than what they replace.
+    # The other fusions gain nothing, or are slower than what they replace.
     options.enable_embed_layer_norm = options.enable_bias_gelu = False
     options.enable_skip_layer_norm = options.enable_bias_skip_layer_norm = False
     optimize_model(os.fspath(path), "bert", n_heads, width, options).save_model_to_file(os.fspath(path))
