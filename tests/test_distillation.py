@@ -17,6 +17,7 @@ from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
+from prefilter_common.training import fine_tuning
 from prefilter_common.training.compression import distillation
 from prefilter_common.training.compression.distillation import (
     LABEL_SHARE,
@@ -185,6 +186,20 @@ def test_a_student_agrees_with_its_teacher_where_the_labels_do_not(train, tmp_pa
     fresh = load_articles(tmp_path / "test.jsonl")
     agree = (Scorer.load(tmp_path / "m").score(fresh) > 0.5) == (says(fresh) > 0.5)
     assert agree.mean() > 0.8, agree.mean()
+
+
+@pytest.mark.slow
+def test_a_student_keeps_the_epoch_with_the_lowest_log_loss_whatever_its_f1(train, tmp_path, monkeypatch):
+    epochs = iter([(0.9, 0.7), (0.5, 0.3), (0.6, 0.4), (0.7, 0.5)])
+
+    def figures(_):
+        f1, log_loss = next(epochs)
+        return {"f1": f1, "log_loss": log_loss, "accuracy": 0.5, "precision": 0.5, "recall": 0.5}
+
+    monkeypatch.setattr(fine_tuning, "_eval_metrics", figures)
+    assert train(tmp_path / "s", "--epochs", 9) == 0
+    metrics = read(tmp_path / "s" / "training_metrics.json")
+    assert metrics["best_epoch"] == 2 and metrics["epoch"] == 4  # two epochs were no better
 
 
 @pytest.mark.slow

@@ -43,7 +43,8 @@ MAX_UNKNOWN = 0.1
 
 
 def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: CheckpointSaver) -> TrainingMetrics:
-    """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch by validation F1.
+    """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch by validation F1 or, of a
+    student, log loss: it learns soft targets, so that it seldom errs with certainty, and F1 moves in whole articles.
 
     Args:
         recipe: its precision resolved.
@@ -73,8 +74,8 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
     trainer.accelerator.unwrap_model(checkpoint.model, keep_fp32_wrapper=False)
     curve = [curve_entry(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
     evaluations = [entry for entry in curve if "eval_f1" in entry]
-    # As the trainer chose it: the first with the highest F1.
-    best = max(evaluations, key=lambda entry: entry["eval_f1"])
+    # As the trainer chose it: the first of the best.
+    best = max(evaluations, key=lambda entry: -entry["eval_loss"] if data.teacher else entry["eval_f1"])
     return {
         "eval_loss": best["eval_loss"],
         "eval_accuracy": best["eval_accuracy"],
@@ -112,7 +113,7 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
     val_texts = TrainingTexts(tokenizer, val, labels_of(val), max_length)
     for texts in (train_texts, val_texts):
         _require_known_tokens(checkpoint, texts)
-    args = _training_arguments(recipe, saver)
+    args = _training_arguments(recipe, saver, "log_loss" if data.teacher else "f1")
     graphed = (
         torch.cuda.is_available()
         and args.world_size == args.gradient_accumulation_steps == 1
@@ -169,7 +170,7 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 
-def _training_arguments(recipe: Recipe, saver: CheckpointSaver) -> TrainingArguments:
+def _training_arguments(recipe: Recipe, saver: CheckpointSaver, metric: str) -> TrainingArguments:
     return TrainingArguments(
         output_dir=str(saver.folder),
         # The trainer forgets that a run stopped early, and would train on.
@@ -192,7 +193,8 @@ def _training_arguments(recipe: Recipe, saver: CheckpointSaver) -> TrainingArgum
         save_strategy="epoch",
         restore_callback_states_from_checkpoint=True,  # early stopping's memory
         load_best_model_at_end=True,
-        metric_for_best_model="f1",
+        metric_for_best_model=metric,
+        greater_is_better=metric == "f1",
         logging_steps=0.05,
         logging_nan_inf_filter=False,
         disable_tqdm=True,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from prefilter_common.cli import batch_size, count, fraction, max_length, positive_float, seed, whole_number
 
-# Epochs without a better validation F1 after which training stops.
+# Epochs without a better validation F1 (of a student, log loss) after which training stops.
 PATIENCE = 2
 # Share of the layers, from the first on: without gradients they take a third of the arithmetic and little memory.
 FROZEN_LAYERS = 1 / 3
@@ -73,7 +73,8 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     data.add_argument(
         "--allow-overlap", action="store_true", help="train even where articles of train are also in val or test"
     )
-    recipe = parser.add_argument_group("recipe", f"Training stops after {PATIENCE} epochs without a better F1.")
+    stops = f"Training stops after {PATIENCE} epochs without a better F1 or, of a student, log loss on validation."
+    recipe = parser.add_argument_group("recipe", stops)
 
     def add(flag: str, kind: Callable, text: str) -> None:
         name = flag.removeprefix("--").replace("-", "_")
