@@ -43,8 +43,10 @@ MAX_UNKNOWN = 0.1
 
 
 def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: CheckpointSaver) -> TrainingMetrics:
-    """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch by validation F1 or, of a
-    student, log loss: it learns soft targets, so that it seldom errs with certainty, and F1 moves in whole articles.
+    """Fine-tune ``checkpoint.model`` in place; it ends with the weights of its best epoch on validation articles.
+
+    That is the one with the highest F1 or, of a student, the lowest log loss: F1 moves in whole articles, and a student
+    learns soft targets, so that it seldom errs with certainty.
 
     Args:
         recipe: its precision resolved.

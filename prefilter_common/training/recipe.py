@@ -55,6 +55,9 @@ CLASSIC = Recipe()
 LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, freeze=True, learning_rate=5e-5)
 # Of a model that learns from a teacher: each epoch has four times the texts, and few layers.
 DISTILLATION = replace(LP_FT, cut_share=0.0, learning_rate=1.5e-4)
+EARLY_STOPPING = (
+    f"Training stops after {PATIENCE} epochs without a better F1 or, of a student, log loss on validation articles."
+)
 INTERRUPTION = (
     "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done. A "
     "resumed run ends with the same weights, bit for bit, on a CPU with the same number of threads."
@@ -73,8 +76,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     data.add_argument(
         "--allow-overlap", action="store_true", help="train even where articles of train are also in val or test"
     )
-    stops = f"Training stops after {PATIENCE} epochs without a better F1 or, of a student, log loss on validation."
-    recipe = parser.add_argument_group("recipe", stops)
+    recipe = parser.add_argument_group("recipe", EARLY_STOPPING)
 
     def add(flag: str, kind: Callable, text: str) -> None:
         name = flag.removeprefix("--").replace("-", "_")
