@@ -76,8 +76,7 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
     trainer.accelerator.unwrap_model(checkpoint.model, keep_fp32_wrapper=False)
     curve = [curve_entry(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
     evaluations = [entry for entry in curve if "eval_f1" in entry]
-    # As the trainer chose it: the first of the best.
-    best = max(evaluations, key=lambda entry: -entry["eval_loss"] if data.teacher else entry["eval_f1"])
+    best = next(entry for entry in evaluations if entry["step"] == trainer.state.best_global_step)
     return {
         "eval_loss": best["eval_loss"],
         "eval_accuracy": best["eval_accuracy"],
