@@ -196,7 +196,7 @@ def test_a_student_keeps_the_epoch_with_the_lowest_log_loss_whatever_its_f1(trai
         f1, log_loss = next(epochs)
         return {"f1": f1, "log_loss": log_loss, "accuracy": 0.5, "precision": 0.5, "recall": 0.5}
 
-    monkeypatch.setattr(fine_tuning, "_eval_metrics", figures)
+    monkeypatch.setattr(fine_tuning, "epoch_figures", figures)
     assert train(tmp_path / "s", "--epochs", 9) == 0
     metrics = read(tmp_path / "s" / "training_metrics.json")
     assert metrics["best_epoch"] == 2 and metrics["epoch"] == 4  # two epochs were no better

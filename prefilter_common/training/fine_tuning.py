@@ -11,25 +11,22 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import (
     EarlyStoppingCallback,
-    EvalPrediction,
     PrinterCallback,
     Trainer,
     TrainingArguments,
     set_seed,
 )
-from transformers.modeling_outputs import SequenceClassifierOutput
 
 from prefilter_common.articles import format_input, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
-from prefilter_common.statistics.metrics import classification_metrics
 from prefilter_common.training.acceleration import GRAPHED, Inputs, StepGraphs, faster_attention, keep_freed_memory
 from prefilter_common.training.compression.distillation import DistillationTexts, load_teacher
 from prefilter_common.training.data import Data
 from prefilter_common.training.interruption.saver import CheckpointSaver
-from prefilter_common.training.progress import TrainingMetrics, curve_entry
+from prefilter_common.training.progress import TrainingMetrics, curve_entry, epoch_figures
 from prefilter_common.training.recipe import PATIENCE, Recipe
 from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
 
@@ -127,11 +124,11 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
         train_dataset=train_texts,
         eval_dataset=val_texts,
         data_collator=partial(_padded, tokenizer, WIDTH_STEP if graphed else 1, max_length),
-        # The model's own is the same where every target is a label.
-        compute_loss_func=None if plain else weighted_loss(recipe.cost_of_blocking),
-        compute_metrics=_eval_metrics,
+        compute_metrics=epoch_figures,
         callbacks=[EarlyStoppingCallback(PATIENCE), saver.progress, saver],
     )
+    # The model's own is the same where every target is a label.
+    trainer.loss = None if plain else weighted_loss(recipe.cost_of_blocking)
     trainer.first_epoch = saver.epoch
     trainer.remove_callback(PrinterCallback)
     # A decoder's forward pass accepts the arguments of a token-wise loss, so the trainer assumes a sum over the global
@@ -150,16 +147,14 @@ def _padded(tokenizer: ArticleTokenizer, step: int, max_length: int, rows: Seque
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
-def weighted_loss(cost_of_blocking: float) -> Callable[..., torch.Tensor]:
-    """The log loss with journalism weighted ``cost_of_blocking`` times as much as commerce, as the trainer calls it.
+def weighted_loss(cost_of_blocking: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The mean log loss of (n, 2) logits, with journalism weighted ``cost_of_blocking`` times as much as commerce.
 
-    Labels may be 0 and 1, or probabilities of commerce.
+    Labels may be 0 and 1, or probabilities of commerce, (n,).
     """
 
-    def loss(
-        outputs: SequenceClassifierOutput, labels: torch.Tensor, num_items_in_batch: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        logits = outputs.logits.float()
+    def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = logits.float()
         weighted = torch.stack([cost_of_blocking * (1 - labels), labels], dim=1).to(logits.dtype)
         return -(weighted * logits.log_softmax(dim=1)).sum() / weighted.sum()
 
@@ -217,23 +212,9 @@ def _require_known_tokens(checkpoint: Checkpoint, texts: TrainingTexts) -> None:
         )
 
 
-def _eval_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    logits = prediction.predictions.astype(np.float64)
-    # The trainer's own loss counts twice the articles that pad the last batch of several processes.
-    log_loss = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(logits)), prediction.label_ids]
-    # Commerce where its logit is the larger: a probability of 0.5 or more.
-    metrics = classification_metrics(prediction.label_ids, logits[:, 1] - logits[:, 0], threshold=0.0)
-    return {
-        "log_loss": float(log_loss.mean()),
-        "accuracy": metrics["accuracy"],
-        "f1": metrics["f1"],
-        "precision": metrics["precision"],
-        "recall": metrics["recall"],
-    }
-
-
 class _LengthGroupedTrainer(Trainer):
     first_epoch = 0
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     graphs: StepGraphs | None = None
 
     def eager_step(self, batch: Inputs) -> torch.Tensor:
@@ -241,6 +222,16 @@ class _LengthGroupedTrainer(Trainer):
 
     def training_step(self, model: torch.nn.Module, inputs: Inputs, *counts: Any) -> torch.Tensor:
         return self.graphs(inputs) if self.graphs else super().training_step(model, inputs, *counts)
+
+    def compute_loss(
+        self, model: torch.nn.Module, inputs: Inputs, return_outputs: bool = False, **counts: Any
+    ) -> torch.Tensor | tuple[torch.Tensor, Any]:
+        # The trainer's own option for a loss takes it for a sum over the steps that are accumulated.
+        if self.loss is None:
+            return super().compute_loss(model, inputs, return_outputs, **counts)
+        outputs = model(**{name: values for name, values in inputs.items() if name != "labels"})
+        loss = self.loss(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         n = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size

@@ -6,8 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prefilter_common.statistics.metrics import classification_metrics
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +135,22 @@ def _now() -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
+
+
+def epoch_figures(prediction: EvalPrediction) -> dict[str, float]:
+    """What the trainer logs of the validation articles after an epoch, from their logits and labels."""
+    logits = prediction.predictions.astype(np.float64)
+    # The trainer's own loss counts twice the articles that pad the last batch of several processes.
+    log_loss = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(logits)), prediction.label_ids]
+    # Commerce where its logit is the larger: a probability of 0.5 or more.
+    metrics = classification_metrics(prediction.label_ids, logits[:, 1] - logits[:, 0], threshold=0.0)
+    return {
+        "log_loss": float(log_loss.mean()),
+        "accuracy": metrics["accuracy"],
+        "f1": metrics["f1"],
+        "precision": metrics["precision"],
+        "recall": metrics["recall"],
+    }
 
 
 def curve_entry(entry: dict) -> dict:
