@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import shutil
 import signal
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,15 @@ def tiny_models(tmp_path_factory, texts):
 @pytest.fixture(scope="session")
 def tiny_encoder(tiny_models):
     return tiny_models["minilm"]
+
+
+@pytest.fixture(scope="session")
+def without_dropout(tmp_path_factory, tiny_encoder):
+    """A base model that learns the same however a batch is divided; what dropout draws depends on the shapes."""
+    base = shutil.copytree(tiny_encoder, tmp_path_factory.mktemp("without_dropout") / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps({**config, "hidden_dropout_prob": 0.0}), encoding="utf-8")
+    return base
 
 
 @pytest.fixture(scope="session")

@@ -60,6 +60,18 @@ def test_torchrun_trains_one_model_whose_metrics_are_the_whole_validation_sets(
     assert metrics["eval_loss"] == pytest.approx(log_loss, rel=1e-3)
 
 
+def test_two_processes_train_a_student_as_one_does(tmp_path, without_dropout, trained, odd_data):
+    curves = []
+    for launcher, batch in ((["torch.distributed.run", "--nproc_per_node=1"], 8), (TORCHRUN, 4)):
+        output = tmp_path / str(batch)
+        flags = ["--model", without_dropout, "--teacher", trained / "tiny", "--output", output, "--data-dir", odd_data]
+        done = launch(launcher, "train_encoder.py", *flags, *TRAIN_FLAGS, "--batch-size", batch)
+        assert done.returncode == 0, done.stderr
+        curve = json.loads((output / "training_metrics.json").read_text(encoding="utf-8"))["curve"]
+        curves.append([entry["loss"] for entry in curve if "loss" in entry])
+    assert len(curves[0]) > 9 and curves[1] == pytest.approx(curves[0], abs=1e-4)
+
+
 def test_one_error_line_from_two_processes(tmp_path, tiny_encoder):
     done = launch(TORCHRUN, "train_encoder.py", "--model", tiny_encoder, "--data-dir", tmp_path, "--output", "x")
     assert done.returncode != 0
