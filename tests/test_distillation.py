@@ -8,17 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import FILES, call, write_jsonl
+from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 import train_encoder
 from prefilter_common.articles import CUT_TO, Article, labels_of, load_articles
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.directory import read_contract, write_contract
+from prefilter_common.models.encoder_layers import in_parts
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training import fine_tuning
 from prefilter_common.training.compression import distillation
+from prefilter_common.training.compression.deep_supervision import STATE_SCALE, exit_heads
 from prefilter_common.training.compression.distillation import (
     LABEL_SHARE,
     PASSAGES,
@@ -161,6 +165,40 @@ def test_a_student_is_a_plain_checkpoint_that_starts_from_the_teachers_layers(tr
     assert f"--teacher {teacher} --unlabelled {unlabelled} --layers 1" in run["repeat"]
     card = (student / "README.md").read_text(encoding="utf-8")
     assert "on 33 articles of\n`" in card and f" and `{unlabelled}` (sha256 `" in card
+
+
+@pytest.mark.parametrize("family", ["distilbert", "minilm", "xlm-roberta"])
+def test_heads_read_the_mean_of_the_states_at_each_exit(classifiers, family):
+    model = load_checkpoint(classifiers[family]).model
+    with exit_heads(model):
+        heads = model.exit_heads
+        assert heads.places == (1,) and all((weight == 0).all() for weight in heads.parameters())
+        heads.load_state_dict({name: torch.randn(weight.shape) for name, weight in heads.state_dict().items()})
+        input_ids = torch.randint(5, 200, (3, 9), generator=torch.Generator().manual_seed(0))
+        attention_mask = (torch.arange(9) < torch.tensor([[9], [4], [1]])).long()
+        states = in_parts(model, heads.places)[0](input_ids=input_ids, attention_mask=attention_mask)[0]
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "output_hidden_states": True}
+        (logits,) = heads(model(**inputs).hidden_states, attention_mask)
+        for row, n, one in zip(states, (9, 4, 1), logits, strict=True):
+            torch.testing.assert_close(one, heads.heads[0](STATE_SCALE * row[:n].mean(0)))
+    assert not any("exit_heads" in name for name in model.state_dict())
+
+
+@pytest.mark.slow
+def test_the_heads_learn_along_with_a_student_and_are_gone_from_it(train, tmp_path, monkeypatch):
+    """Their loss is that of a coin at first, in the trainer's log, and their gradients reach the lowest layer."""
+    curves, layers = [], []
+    for weight in (0.0, 0.5):
+        monkeypatch.setattr(fine_tuning, "HEAD_WEIGHT", weight)
+        student = tmp_path / str(weight)
+        assert train(student, "--learning-rate", "1e-3", "--warmup-ratio", 0) == 0
+        curve = read(student / "training_metrics.json")["curve"]
+        curves.append([entry["loss"] for entry in curve if "loss" in entry])
+        weights = load_file(student / "model.safetensors")
+        assert not any("exit_heads" in name for name in weights)
+        layers.append(weights["bert.encoder.layer.0.output.dense.weight"])
+    assert curves[1][0] - curves[0][0] == pytest.approx(0.5 * np.log(2), abs=1e-3)
+    assert not torch.equal(*layers)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 import prefilter_common.training.run
 import train_encoder
+from prefilter_common.training import fine_tuning
 from prefilter_common.training.progress import ProgressLog
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
@@ -68,6 +69,20 @@ def test_the_best_seed_is_kept_and_each_is_reported(train, alone, tmp_path, monk
     assert "--seeds 3" in read(output, "run.json")["repeat"] and read(output, "run.json")["recipe"]["seed"] == 5
     assert f"The best of 3 runs, seed {metrics['kept']}; " in (output / "README.md").read_text(encoding="utf-8")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_best_student_is_the_one_with_the_lowest_log_loss(train, trained, tmp_path, monkeypatch):
+    figures = {5: (0.9, 0.7), 6: (0.5, 0.3), 7: (0.6, 0.4)}
+    fine_tune = fine_tuning.fine_tune
+
+    def with_figures(checkpoint, data, recipe, saver):
+        f1, log_loss = figures[recipe.seed]
+        return fine_tune(checkpoint, data, recipe, saver) | {"eval_f1": f1, "eval_loss": log_loss}
+
+    monkeypatch.setattr(fine_tuning, "fine_tune", with_figures)
+    monkeypatch.setattr(prefilter_common.training.run, "validate", lambda *_: GOOD | {"eval_loss": 1.0})
+    assert train(tmp_path / "m", "--teacher", trained / "tiny", "--layers", 1, "--seed", 5, "--seeds", 3) == 0
+    assert read(tmp_path / "m")["kept"] == "6"
 
 
 def test_the_mean_of_the_weights_is_kept_where_it_is_better_than_the_average(train, alone, tmp_path, monkeypatch):

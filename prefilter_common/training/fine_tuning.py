@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training.acceleration import GRAPHED, Inputs, StepGraphs, faster_attention, keep_freed_memory
+from prefilter_common.training.compression.deep_supervision import HEAD_WEIGHT, exit_heads
 from prefilter_common.training.compression.distillation import DistillationTexts, load_teacher
 from prefilter_common.training.data import Data
 from prefilter_common.training.interruption.saver import CheckpointSaver
@@ -66,7 +68,8 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
         keep_freed_memory()
     # The classic recipe keeps its results, bit for bit.
     precision = recipe.precision if recipe.probe_first else "fp32"
-    with saver.signals_wait(), faster_attention(checkpoint.model, precision):
+    heads = exit_heads(checkpoint.model) if data.teacher else nullcontext()
+    with saver.signals_wait(), faster_attention(checkpoint.model, precision), heads:
         trainer.train(resume_from_checkpoint=str(saver.start) if saver.start else None)
         seconds = progress.seconds()
     # Mixed precision leaves the forward pass wrapped, and scores must be those of the float32 weights that are saved.
@@ -229,8 +232,13 @@ class _LengthGroupedTrainer(Trainer):
         # The trainer's own option for a loss takes it for a sum over the steps that are accumulated.
         if self.loss is None:
             return super().compute_loss(model, inputs, return_outputs, **counts)
-        outputs = model(**{name: values for name, values in inputs.items() if name != "labels"})
+        texts = {name: values for name, values in inputs.items() if name != "labels"}
+        heads = getattr(self.model, "exit_heads", None) if model.training else None
+        outputs = model(**texts, output_hidden_states=heads is not None)
         loss = self.loss(outputs.logits, inputs["labels"])
+        if heads is not None:
+            for logits in heads(outputs.hidden_states, inputs["attention_mask"]):
+                loss = loss + HEAD_WEIGHT * self.loss(logits, inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:

@@ -9,8 +9,6 @@ from prefilter_common.cli import batch_size, count, fraction, max_length, positi
 
 # Epochs without a better validation F1 (of a student, log loss) after which training stops.
 PATIENCE = 2
-# Share of the layers, from the first on: without gradients they take a third of the arithmetic and little memory.
-FROZEN_LAYERS = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -18,14 +16,14 @@ class Recipe:
     """Hyperparameters of a fine-tuning run; the defaults are those of the classic recipe for encoders.
 
     ``probe_first`` fits the head on frozen features before fine-tuning starts (``probe``); ``cut_share`` is the share
-    of the articles that each epoch cuts to the length of a feed's snippet; ``freeze`` is whether the
-    embeddings and the lowest ``FROZEN_LAYERS`` stay as they were pretrained. ``layers`` is how many layers of the base
-    model are kept, from the first on; None keeps all.
+    of the articles that each epoch cuts to the length of a feed's snippet; ``frozen`` is the share of the layers, from
+    the first on, that stay as they were pretrained, with the embeddings; None trains everything. ``layers`` is how many
+    layers of the base model are kept, from the first on; None keeps all.
     """
 
     probe_first: bool = False
     cut_share: float = 0.0
-    freeze: bool = False
+    frozen: float | None = None
     layers: int | None = None
     cost_of_blocking: float = 1.0
     seeds: int = 1
@@ -52,9 +50,10 @@ class Recipe:
 
 CLASSIC = Recipe()
 # Linear probing, then fine-tuning (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
-LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, freeze=True, learning_rate=5e-5)
-# Of a model that learns from a teacher: each epoch has four times the texts, and few layers.
-DISTILLATION = replace(LP_FT, cut_share=0.0, learning_rate=1.5e-4)
+# Layers without gradients take a third of the arithmetic and little memory.
+LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, frozen=1 / 3, learning_rate=5e-5)
+# Of a model that learns from a teacher: each epoch has four times the texts, and even its lowest layers feed an exit.
+DISTILLATION = replace(LP_FT, cut_share=0.0, frozen=0.0, learning_rate=7e-5)
 EARLY_STOPPING = (
     f"Training stops after {PATIENCE} epochs without a better F1 or, of a student, log loss on validation articles."
 )

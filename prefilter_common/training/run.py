@@ -18,7 +18,7 @@ from prefilter_common.models.directory import VALIDATION_FILE, write_predictions
 from prefilter_common.processes import is_main_process, own_device, shared_directory
 from prefilter_common.training.data import Data, load, require_both_labels
 from prefilter_common.training.provenance import Job, TrainingRun, provenance, settings_to_continue
-from prefilter_common.training.recipe import FROZEN_LAYERS, Recipe
+from prefilter_common.training.recipe import Recipe
 
 if TYPE_CHECKING:
     from prefilter_common.models.checkpoints import Checkpoint
@@ -128,7 +128,8 @@ def train_seeds(
         {"seed": seed, "eval_f1": row["eval_f1"], "eval_loss": row["eval_loss"], "best_epoch": row["best_epoch"]}
         for seed, row in zip(seeds, metrics, strict=True)
     ]
-    best = max(range(len(seeds)), key=lambda i: (rows[i]["eval_f1"], -rows[i]["eval_loss"]))
+    # As its epochs are: a student by its log loss.
+    best = max(range(len(seeds)), key=lambda i: (0 if data.teacher else rows[i]["eval_f1"], -rows[i]["eval_loss"]))
     # What is frozen is the same in each, so that the last model can take the weights of any.
     model = one.checkpoint.model
     model.load_state_dict({name: sum(w[name] for w in weights) / len(seeds) for name in weights[0]}, strict=False)
@@ -173,8 +174,8 @@ def prepare(checkpoint: "Checkpoint", data: Data, recipe: Recipe, fit: bool) -> 
                 f"{checkpoint.contract.base_model}: no probe for models of type {checkpoint.model.config.model_type}, "
                 f"only for {', '.join(FAMILIES)}; its head starts at random"
             )
-    if recipe.freeze:
-        freeze_lowest(checkpoint.model, FROZEN_LAYERS)
+    if recipe.frozen is not None:
+        freeze_lowest(checkpoint.model, recipe.frozen)
 
 
 def validate(checkpoint: "Checkpoint", val: Sequence[Article], batch_size: int) -> "ValidationFigures":
