@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.special import logit
 
 from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_checkpoint
-from prefilter_common.scoring.engines import conversion
+from prefilter_common.models.encoder_layers import layers_of
+from prefilter_common.scoring.engines import conversion, converters
 from prefilter_common.scoring.engines.conversion import ENGINE_FILE, convert, is_current
 from prefilter_common.scoring.engines.interface import EngineName, Unavailable
 from prefilter_common.scoring.scorer import Scorer
@@ -230,6 +232,38 @@ def test_int8_leaves_the_head_alone(classifiers, data_dir, tmp_path, engine, fam
     expected = Scorer.load(tmp_path / "m", engine="pytorch-fp32").score(articles)
     scores = Scorer.load(tmp_path / "m", engine=engine).score(articles)
     assert np.corrcoef(scores, expected)[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(("engine", "at_most"), [("openvino-int8", 0.9), ("onnxruntime-int8", 0.5)])
+def test_int8_leaves_alone_what_has_massive_activations(classifiers, data_dir, tmp_path, monkeypatch, engine, at_most):
+    """One unit of the lower layer answers to the first token alone, and a thousand times as strongly as the others."""
+    pytest.importorskip("nncf")
+    train, articles = (load_articles(data_dir / f"{name}.jsonl") for name in ("train", "test"))
+    checkpoint = load_checkpoint(classifiers["minilm"])
+    with torch.no_grad():  # so that it is unlike all others
+        checkpoint.model.bert.embeddings.position_embeddings.weight[0] *= 20
+    layer = layers_of(checkpoint.model)[0]
+    seen = []
+    hook = layer.intermediate.dense.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    Scorer.of(checkpoint, torch.device("cpu")).score(articles, batch_size=1)
+    hook.remove()
+    first, others = (torch.cat([states[0, at] for states in seen]) for at in (slice(0, 1), slice(1, None)))
+    direction = first.mean(0) - others.mean(0)
+    highest, lowest = (others @ direction).max(), (first @ direction).min()
+    assert highest < lowest
+    with torch.no_grad():
+        layer.intermediate.dense.weight[0] = 1000 * direction / (lowest - highest)
+        layer.intermediate.dense.bias[0] = -1000 * highest / (lowest - highest)
+        layer.output.dense.weight[:, 0] /= 1000
+    errors = []
+    for limit in (1e9, 20.0):  # a short text of a tiny model has too few values for what real ones reach
+        monkeypatch.setattr(converters, "WIDE_RANGE", limit)
+        checkpoint.save(tmp_path / str(limit))
+        convert(tmp_path / str(limit), EngineName.parse(engine), train)
+        scorers = (Scorer.load(tmp_path / str(limit), engine=name) for name in ("pytorch-fp32", engine))
+        expected, found = (logit(scorer.score(articles)) for scorer in scorers)
+        errors.append(np.abs(found - expected).mean())
+    assert errors[1] < at_most * errors[0], errors
 
 
 def test_what_an_earlier_version_converted_is_made_again_but_runs(model):

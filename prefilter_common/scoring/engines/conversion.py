@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 ENGINE_FILE = "engine.json"
 ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 # Recorded with each conversion: increment it when one is made differently.
-VERSION = 5
+VERSION = 6
 
 
 class ConversionRecord(ConversionDetails):
@@ -48,7 +48,7 @@ def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, 
     The folder appears complete or not at all.
 
     Args:
-        train: training articles, used to calibrate OpenVINO's int8; no other engine needs them.
+        train: training articles. OpenVINO's int8 is calibrated on some; ONNX Runtime's is more faithful with some.
 
     Returns:
         The folder; None for PyTorch, which needs nothing.

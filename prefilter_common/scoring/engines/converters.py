@@ -25,6 +25,8 @@ CALIBRATION_ARTICLES = 100
 ONNX_OPSET = 17
 AXES = {0: "articles", 1: "tokens"}  # whose lengths vary
 NOTHING = "(?!)"  # matches no name
+# Where the inputs of a matrix range over more standard deviations than this, a step of 8 bits is nearly one of them.
+WIDE_RANGE = 200
 
 
 class ConversionDetails(TypedDict, total=False):
@@ -45,22 +47,29 @@ def to_openvino(
     import torch
 
     details: ConversionDetails = {"openvino": openvino.__version__}
-    samples: list[tuple[torch.Tensor, torch.Tensor]] = []
+    samples = _samples(checkpoint, tokenizer, train) if int8 else []
     if int8:
-        articles = calibration_articles(train)
-        encodings = tokenizer.encode(articles, checkpoint.contract.max_length)
-        samples = [(torch.from_numpy(ids), torch.from_numpy(mask)) for ids, mask in map(tokenizer.pad, zip(encodings))]
-        details |= {"nncf": importlib.metadata.version("nncf"), "calibration_articles": len(articles)}
+        details |= {"nncf": importlib.metadata.version("nncf"), "calibration_articles": len(samples)}
     for name, module, exact, (inputs, attention_mask) in _parts(checkpoint):
         example = {"inputs": inputs, "attention_mask": attention_mask}
         shapes = [("inputs", [-1, -1, *inputs.shape[2:]]), ("attention_mask", [-1, -1])]
         with torch.inference_mode():
             model = openvino.convert_model(module, example_input=example, input=shapes)
             if int8:
-                model = _quantize(model, samples, exact)
-                samples = [(module(*sample), sample[1]) for sample in samples]
+                following, wide = _observed(module, samples)
+                model, samples = _quantize(model, samples, f"({exact}|{wide})"), following
         openvino.save_model(model, partial / f"{name}.xml", compress_to_fp16=False)
     return details
+
+
+def _samples(
+    checkpoint: "Checkpoint", tokenizer: ArticleTokenizer, train: Sequence[Article]
+) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+    """(1, t) token ids and mask of each article that int8 is calibrated on."""
+    import torch
+
+    encodings = tokenizer.encode(calibration_articles(train), checkpoint.contract.max_length)
+    return [(torch.from_numpy(ids), torch.from_numpy(mask)) for ids, mask in map(tokenizer.pad, zip(encodings))]
 
 
 def calibration_articles(train: Sequence[Article]) -> list[Article]:
@@ -68,6 +77,34 @@ def calibration_articles(train: Sequence[Article]) -> list[Article]:
     articles, rng = list(capped(train, CALIBRATION_ARTICLES)), np.random.default_rng(0)
     rng.shuffle(articles)
     return [*articles[::2], *cut_at_random(articles[1::2], rng)]
+
+
+def _observed(
+    module: "torch.nn.Module", samples: "Sequence[tuple[torch.Tensor, torch.Tensor]]"
+) -> "tuple[list[tuple[torch.Tensor, torch.Tensor]], str]":
+    """The inputs of the part after ``module``, and a pattern for the matrices in it whose own are too wide for 8 bits.
+
+    In some layers the first or the last token has values of hundreds of standard deviations (massive activations, Sun
+    et al. 2024, https://arxiv.org/abs/2402.17762). With one scale for all, most others are rounded to nothing.
+    """
+    import torch
+
+    widths: dict[str, list[float]] = {}
+
+    def observe(name: str, inputs: torch.Tensor) -> None:
+        widths.setdefault(name, []).append(float((inputs.max() - inputs.min()) / inputs.std()))
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: observe(name, inputs[0]))
+        for name, layer in module.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    with torch.inference_mode():
+        following = [(module(*sample), sample[1]) for sample in samples]
+    for hook in hooks:
+        hook.remove()
+    wide = [name.replace(".", "[./]") for name, found in widths.items() if np.median(found) > WIDE_RANGE]
+    return following, rf"[./]({'|'.join(wide)})[./]" if wide else NOTHING
 
 
 def _quantize(
@@ -92,13 +129,14 @@ def _quantize(
 def to_onnxruntime(
     checkpoint: "Checkpoint", partial: Path, int8: bool, tokenizer: ArticleTokenizer, train: Sequence[Article]
 ) -> ConversionDetails:
-    """Write each part as ``.onnx`` into ``partial``; int8 needs neither ``tokenizer`` nor ``train``."""
+    """Write each part as ``.onnx`` into ``partial``; int8 is better where there are articles in ``train``."""
     import onnx
     import onnxruntime
     import torch
 
     # The export of torch's fused attention provides for tokens that attend to nothing, which no article has.
     checkpoint.model.set_attn_implementation("eager")
+    samples = _samples(checkpoint, tokenizer, train) if int8 else []
     for name, module, exact, example in _parts(checkpoint):
         path = partial / f"{'exported' if int8 else name}.onnx"
         with torch.no_grad():
@@ -111,7 +149,8 @@ def to_onnxruntime(
         if (config := checkpoint.model.config).model_type in FAMILIES:
             _fuse_attention(path, config.num_attention_heads, config.hidden_size)
         if int8:
-            _quantize_dynamically(path, partial / f"{name}.onnx", exact)
+            samples, wide = _observed(module, samples)
+            _quantize_dynamically(path, partial / f"{name}.onnx", f"({exact}|{wide})")
     return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
 
 
