@@ -8,8 +8,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import FILES, ROOT, SPLITS, TRAIN_FLAGS
+from conftest import FILES, ROOT, SPLITS, TRAIN_FLAGS, call
 
+import train_encoder
 from prefilter_common.articles import load_articles
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.statistics.calibration import at_temperature
@@ -61,15 +62,13 @@ def test_torchrun_trains_one_model_whose_metrics_are_the_whole_validation_sets(
 
 
 def test_two_processes_train_a_student_as_one_does(tmp_path, without_dropout, trained, odd_data):
-    curves = []
-    for launcher, batch in ((["torch.distributed.run", "--nproc_per_node=1"], 8), (TORCHRUN, 4)):
-        output = tmp_path / str(batch)
-        flags = ["--model", without_dropout, "--teacher", trained / "tiny", "--output", output, "--data-dir", odd_data]
-        done = launch(launcher, "train_encoder.py", *flags, *TRAIN_FLAGS, "--batch-size", batch)
-        assert done.returncode == 0, done.stderr
-        curve = json.loads((output / "training_metrics.json").read_text(encoding="utf-8"))["curve"]
-        curves.append([entry["loss"] for entry in curve if "loss" in entry])
-    assert len(curves[0]) > 9 and curves[1] == pytest.approx(curves[0], abs=1e-4)
+    flags = ["--model", without_dropout, "--teacher", trained / "tiny", "--data-dir", odd_data, *TRAIN_FLAGS]
+    assert call(train_encoder, [*flags, "--output", tmp_path / "one"]) == 0  # in batches of 8
+    done = launch(TORCHRUN, "train_encoder.py", *flags, "--output", tmp_path / "two", "--batch-size", 4)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads((tmp_path / n / "training_metrics.json").read_text(encoding="utf-8")) for n in ("one", "two")]
+    one, two = ([entry["loss"] for entry in record["curve"] if "loss" in entry] for record in records)
+    assert len(one) > 9 and two == pytest.approx(one, abs=1e-4)
 
 
 def test_one_error_line_from_two_processes(tmp_path, tiny_encoder):
