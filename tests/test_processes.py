@@ -68,7 +68,7 @@ def test_two_processes_train_a_student_as_one_does(tmp_path, without_dropout, tr
     assert done.returncode == 0, done.stderr
     records = [json.loads((tmp_path / n / "training_metrics.json").read_text(encoding="utf-8")) for n in ("one", "two")]
     one, two = ([entry["loss"] for entry in record["curve"] if "loss" in entry] for record in records)
-    assert len(one) > 9 and two == pytest.approx(one, abs=1e-4)
+    assert len(one) == 15 and two == pytest.approx(one, abs=1e-4)
 
 
 def test_one_error_line_from_two_processes(tmp_path, tiny_encoder):

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from prefilter_common.models.checkpoints import Checkpoint
 
+    Inputs = tuple[torch.Tensor, torch.Tensor]  # token ids, or states of the part before, and their mask
+
 # Articles used to calibrate int8: for tiny models 48 were no better than 16, but a mix of languages needs more.
 CALIBRATION_ARTICLES = 100
 ONNX_OPSET = 17
@@ -50,21 +52,18 @@ def to_openvino(
     samples = _samples(checkpoint, tokenizer, train) if int8 else []
     if int8:
         details |= {"nncf": importlib.metadata.version("nncf"), "calibration_articles": len(samples)}
-    for name, module, exact, (inputs, attention_mask) in _parts(checkpoint):
+    for name, module, exact, (inputs, attention_mask), own in _parts(checkpoint, samples):
         example = {"inputs": inputs, "attention_mask": attention_mask}
         shapes = [("inputs", [-1, -1, *inputs.shape[2:]]), ("attention_mask", [-1, -1])]
         with torch.inference_mode():
             model = openvino.convert_model(module, example_input=example, input=shapes)
             if int8:
-                following, wide = _observed(module, samples)
-                model, samples = _quantize(model, samples, f"({exact}|{wide})"), following
+                model = _quantize(model, own, exact)
         openvino.save_model(model, partial / f"{name}.xml", compress_to_fp16=False)
     return details
 
 
-def _samples(
-    checkpoint: "Checkpoint", tokenizer: ArticleTokenizer, train: Sequence[Article]
-) -> "list[tuple[torch.Tensor, torch.Tensor]]":
+def _samples(checkpoint: "Checkpoint", tokenizer: ArticleTokenizer, train: Sequence[Article]) -> "list[Inputs]":
     """(1, t) token ids and mask of each article that int8 is calibrated on."""
     import torch
 
@@ -79,9 +78,7 @@ def calibration_articles(train: Sequence[Article]) -> list[Article]:
     return [*articles[::2], *cut_at_random(articles[1::2], rng)]
 
 
-def _observed(
-    module: "torch.nn.Module", samples: "Sequence[tuple[torch.Tensor, torch.Tensor]]"
-) -> "tuple[list[tuple[torch.Tensor, torch.Tensor]], str]":
+def _observed(module: "torch.nn.Module", samples: "Sequence[Inputs]") -> "tuple[list[Inputs], str]":
     """The inputs of the part after ``module``, and a pattern for the matrices in it whose own are too wide for 8 bits.
 
     In some layers the first or the last token has values of hundreds of standard deviations (massive activations, Sun
@@ -107,9 +104,7 @@ def _observed(
     return following, rf"[./]({'|'.join(wide)})[./]" if wide else NOTHING
 
 
-def _quantize(
-    model: "openvino.Model", samples: "Sequence[tuple[torch.Tensor, torch.Tensor]]", exact: str
-) -> "openvino.Model":
+def _quantize(model: "openvino.Model", samples: "Sequence[Inputs]", exact: str) -> "openvino.Model":
     """Weights and activations in int8, calibrated on ``samples`` of the inputs, but for what must be exact."""
     import nncf
 
@@ -137,7 +132,7 @@ def to_onnxruntime(
     # The export of torch's fused attention provides for tokens that attend to nothing, which no article has.
     checkpoint.model.set_attn_implementation("eager")
     samples = _samples(checkpoint, tokenizer, train) if int8 else []
-    for name, module, exact, example in _parts(checkpoint):
+    for name, module, exact, example, _ in _parts(checkpoint, samples):
         path = partial / f"{'exported' if int8 else name}.onnx"
         with torch.no_grad():
             # The newer exporter (dynamo) needs a further package.
@@ -149,8 +144,7 @@ def to_onnxruntime(
         if (config := checkpoint.model.config).model_type in FAMILIES:
             _fuse_attention(path, config.num_attention_heads, config.hidden_size)
         if int8:
-            samples, wide = _observed(module, samples)
-            _quantize_dynamically(path, partial / f"{name}.onnx", f"({exact}|{wide})")
+            _quantize_dynamically(path, partial / f"{name}.onnx", exact)
     return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
 
 
@@ -184,9 +178,11 @@ def _quantize_dynamically(path: Path, target: Path, exact: str) -> None:
     path.unlink()
 
 
-def _parts(checkpoint: "Checkpoint") -> "Iterator[tuple[str, torch.nn.Module, str, tuple[torch.Tensor, torch.Tensor]]]":
-    """What to convert: each part's file name, the part, a pattern for what int8 must leave exact in it, and an example
-    of its inputs: a batch with one padded article.
+def _parts(
+    checkpoint: "Checkpoint", samples: "Sequence[Inputs]"
+) -> "Iterator[tuple[str, torch.nn.Module, str, Inputs, Sequence[Inputs]]]":
+    """What to convert: each part's file name, the part, a pattern for what int8 must leave exact in it, an example of
+    its inputs, a batch with one padded article, and its inputs where the model's are ``samples``.
     """
     import torch
 
@@ -199,7 +195,9 @@ def _parts(checkpoint: "Checkpoint") -> "Iterator[tuple[str, torch.nn.Module, st
     inputs[0, 5:], attention_mask[0, 5:] = checkpoint.tokenizer.pad_token_id, 0
     places, parts = parts_of(checkpoint.model.eval())
     for name, part in zip(part_names(places), parts, strict=True):
+        following, wide = _observed(part.eval(), samples)
         exact = exact_parts(part.model) if name == LAST_PART else NOTHING
-        yield name, part.eval(), exact, (inputs, attention_mask)
+        yield name, part, f"({exact}|{wide})", (inputs, attention_mask), samples
+        samples = following
         with torch.no_grad():
             inputs = part(inputs, attention_mask)
