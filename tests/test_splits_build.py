@@ -149,6 +149,23 @@ def test_articles_keep_their_split_when_rows_are_added_or_edited(tmp_path):
     assert manifest["previous"] == {"articles": 300, "kept": 299, "not_in_input": 1}
 
 
+def test_a_build_keeps_the_labels_that_merge_has_corrected(tmp_path):
+    rows = scored(300)
+    build(tmp_path, rows)
+    wrong = load_articles(tmp_path / "out" / "train.jsonl")[3]
+    answer = {"title": wrong.title, "content": wrong.content, "label": 1 - wrong.label}
+    queue = write_jsonl(tmp_path / "queue.jsonl", [answer])
+    assert call(splits_command, ["merge", queue, "--splits", tmp_path / "out", "--overwrite"]) == 0
+    for _ in range(2):
+        manifest = build(tmp_path, rows, "--overwrite")
+        labels = {article.id: article.label for article in load_articles(tmp_path / "out" / "train.jsonl")}
+        assert labels[wrong.id] == answer["label"] and manifest["repaired_rows"] == {"label": 1}
+    for score in (5.0, None, 9.0 if answer["label"] else 1.0):
+        own = [{**row, "commerce_score": score} if row["id"] == wrong.id else row for row in rows]
+        build(tmp_path, own, "--overwrite")
+        assert {a.id: a.label for a in load_articles(tmp_path / "out" / "train.jsonl")}[wrong.id] == answer["label"]
+
+
 def test_a_new_article_that_links_two_splits_is_dropped_and_moves_nothing(tmp_path):
     rows = scored(200)
     build(tmp_path, rows)

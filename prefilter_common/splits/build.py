@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
@@ -66,12 +66,13 @@ class BuildOptions:
 def build(options: BuildOptions, argv: Sequence[str] = ()) -> Manifest:
     """Read, label, split and write. Returns the manifest. Raises InputError before anything is written."""
     check_options(options)
-    rows = drop_repeated(label_rows(read_rows(options.inputs), options.rule))
+    previous = read_previous(options)
+    answers = {text_hash(a): a.label for a, _ in previous if a.commerce_score is None and a.label is not None}
+    rows = drop_repeated(label_rows(read_rows(options.inputs), options.rule, answers))
     log_discarded(rows)
     places, articles = kept_articles(rows)
     if not articles:
         raise InputError(f"no row has both text and a score that decides its label: {discarded_by_reason(rows, 0)}")
-    previous = read_previous(options)
     log.info(f"{len(articles)} of {len(rows)} rows have text and a label; looking for duplicates")
     division = divide(articles, previous, options.seed, options.group_by, options.test_after)
     rows = with_own_ids(rows, before=[article for article, _ in previous])
@@ -132,14 +133,24 @@ def write_middle(path: Path, rows: Sequence[Row], output: Path) -> None:
         raise
 
 
-def label_rows(rows: Iterable[Row], rule: ScoreRule) -> list[Row]:
-    """Each row with the label that its score gives, or discarded if the score gives none."""
+def label_rows(rows: Iterable[Row], rule: ScoreRule, answers: Mapping[str, int]) -> list[Row]:
+    """Each row with the label that its score gives, or discarded if the score gives none.
+
+    Args:
+        answers: ``text_hash`` -> a label that was given without a score, as ``merge`` corrects one. It counts before
+            the score.
+    """
     labelled = []
     for row in rows:
         if (article := row.kept) is not None:
             score = article.commerce_score
             label = rule.label(score)
-            if label is None:
+            answer = answers.get(text_hash(article), label)
+            if answer != label:
+                # Without the score that says otherwise, so that the next build keeps the answer too.
+                label, article = answer, replace(article, commerce_score=None)
+                row = replace(row, repairs=(*row.repairs, LABEL))
+            elif label is None:
                 row = row.discard(NO_SCORE, '"commerce_score" is missing') if score is None else row.discard(MIDDLE)
             elif article.label not in (None, label):
                 row = replace(row, repairs=(*row.repairs, LABEL))
