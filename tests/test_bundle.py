@@ -99,7 +99,7 @@ def test_the_weights_of_stages_go_with_either(model, name):
 
 
 def test_there_and_back(model, tmp_path, capsys):
-    archive, target = tmp_path / "m.tar", tmp_path / "srv" / "m"
+    archive, target = tmp_path / "new" / "m.tar", tmp_path / "srv" / "m"
     assert main([str(model), str(archive)]) == 0 == main(["--unpack", str(archive), str(target)])
     before = content(model)
     assert content(target) == {name: before[name] for name in deployed(model)}

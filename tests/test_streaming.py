@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import shutil
@@ -344,9 +345,26 @@ def test_the_articles_are_divided_with_their_score(tmp_path, model, source, caps
     assert json.loads(capsys.readouterr().out)["commerce"] == len(blocked)
 
 
-def test_only_what_is_asked_for_is_written(tmp_path, model, source):
-    assert call(streaming, [model, source, "--blocked", tmp_path / "b.jsonl"]) == 0
-    assert names(tmp_path) == ["b.jsonl", "in.jsonl"]
+def test_only_what_is_asked_for_is_written_and_folders_are_made_for_it(tmp_path, model, source):
+    parts = {flag: tmp_path / flag[2:] / "part.jsonl" for flag in ("--passed", "--blocked")}
+    assert call(streaming, [model, source, *(word for part in parts.items() for word in part)]) == 0
+    assert names(tmp_path) == ["blocked", "in.jsonl", "passed"]
+    assert [names(path.parent) for path in parts.values()] == [["part.jsonl"]] * 2
+
+
+def test_a_run_whose_reader_has_gone_can_be_repeated(tmp_path, model, source, monkeypatch):
+    class Closed(io.StringIO):
+        @property
+        def buffer(self):
+            raise BrokenPipeError
+
+    argv = [model, source, "--passed", tmp_path / "p.jsonl", "--blocked", "-"]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        assert call(streaming, argv) == 1
+    assert names(tmp_path) == [".p.jsonl.partial", "in.jsonl"]
+    assert call(streaming, argv) == 0
+    assert names(tmp_path) == ["in.jsonl", "p.jsonl"]
 
 
 def test_it_stands_in_a_pipe(tmp_path, model, source):

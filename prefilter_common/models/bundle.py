@@ -89,6 +89,7 @@ def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
         name: {"bytes": (directory / name).stat().st_size, "sha256": sha256_of(directory / name)} for name in names
     }
     partial = partial_name(archive)
+    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
             listing = json.dumps({"files": files}, indent=2).encode()

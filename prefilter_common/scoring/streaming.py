@@ -205,8 +205,9 @@ def deliver(options: Options, articles: Path, folder: Path) -> None:
     rows = folder / ROWS_FILE
     made = {part: folder / f"{part}.jsonl" for part in options.divided}
     write_parts(articles, rows, made)
-    for part, path in made.items():
-        _deliver(path, options.divided[part])
+    # A reader of standard output may have gone, and then no file is in place that the same command would refuse.
+    for part in sorted(made, key=lambda part: options.divided[part] != STANDARD):
+        _deliver(made[part], options.divided[part])
     if options.output:
         _deliver(rows, options.output)
     for left in (rows, *made.values(), folder / MADE_WITH_FILE):
@@ -219,6 +220,7 @@ def _deliver(source: Path, target: Path) -> None:
             shutil.copyfileobj(content, sys.stdout.buffer)
         sys.stdout.buffer.flush()
         return
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         source.replace(target)
     except OSError as error:
