@@ -3,10 +3,11 @@
 
 Articles are scored one at a time, as in production and including tokenising, in several rounds in which the
 configurations take turns; then all together in batches. Each configuration is compared with PyTorch in fp32 that reads
-every article in full: one that changes decisions, or may lose F1, beyond the tolerance is never recommended, however
-fast it is. Engines are converted into folders inside the model directory where they are missing. With validation
-articles, stages that decide some articles before they are read in full are chosen and kept in prefilter.json: a linear
-first stage (first_stage.npz), and exits after some of an encoder's layers (early_exits.npz) or a short read.
+every article in full: one that may lose F1 beyond the tolerance or, as an engine, changes too many decisions is never
+recommended, however fast it is. Engines are converted into folders inside the model directory where they are missing.
+With validation articles, stages that decide some articles before they are read in full are chosen and kept in
+prefilter.json: a linear first stage (first_stage.npz), and exits after some of an encoder's layers (early_exits.npz) or
+a short read.
 
 With --lengths-like all of this is at the length of production. --traffic adds unlabelled texts: the first half of them
 teaches the stages, and decisions are compared on all of them, but on no more texts than the tolerance needs or, beyond
@@ -74,7 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     reference, data = run.take_reference(directory, data, options)
     conditions: Conditions = {**machine, **run.articles_of(reference, data)}
     readings = run.readings_of(reference.contract, options)
-    store_cascade(directory, reference.cascade)
+    if options.device == "cpu":
+        store_cascade(directory, reference.cascade)
     with ExitStack() as stack:
         workers, skipped = run.open_workers(directory, data, options, stack)
         configurations = run.to_compare(list(workers), readings, reference.contract.max_length, options)

@@ -31,8 +31,9 @@ def main(argv: list[str] | None = None) -> int:
     """Fine-tune the encoder. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
-    require_model_output(args.output, args.overwrite, [args.data_dir, Path(args.model), *(args.teacher or ())])
-    train_model_directory(Job.from_args(args), Recipe.from_args(args, defaults_of(args)), argv)
+    job = Job.from_args(args)
+    require_model_output(args.output, args.overwrite, [*job.source.paths, Path(args.model)])
+    train_model_directory(job, Recipe.from_args(args, defaults_of(args)), argv)
     return 0
 
 

@@ -266,6 +266,15 @@ def test_int8_leaves_alone_what_has_massive_activations(classifiers, data_dir, t
     assert errors[1] < at_most * errors[0], errors
 
 
+def test_int8_without_training_articles_is_made_again_with_some(tmp_path, classifiers, data_dir):
+    folder = shutil.copytree(classifiers["minilm"], tmp_path / "m")
+    name, train = EngineName("onnxruntime", "int8"), load_articles(data_dir / "train.jsonl")[:8]
+    record = folder / str(name) / ENGINE_FILE
+    for articles, n in ((None, 0), (train, 8), (None, 8)):
+        convert(folder, name, articles)
+        assert json.loads(record.read_text())["calibration_articles"] == n
+
+
 def test_what_an_earlier_version_converted_is_made_again_but_runs(model):
     path = model / str(NAME) / ENGINE_FILE
     record = json.loads(path.read_text())

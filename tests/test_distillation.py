@@ -298,6 +298,14 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert {path: path.stat().st_mtime_ns for path in Path(teacher).iterdir()} == before
 
 
+@pytest.mark.parametrize("flag", ["--unlabelled", "--vocabulary-from", "--soft-labels"])
+def test_overwrite_spares_what_the_run_reads(train, teacher, tmp_path, capsys, flag):
+    before = shutil.copytree(teacher, tmp_path / "m")
+    week = write_jsonl(before / "week.jsonl", [{"title": "a", "content": "b"}])
+    assert train(tmp_path / "m", flag, week, "--overwrite") == 2
+    assert f"m: contains {week}, which would be lost" in capsys.readouterr().err and week.exists()
+
+
 def test_unlabelled_articles_need_a_teacher(tmp_path, data_dir, capsys):
     assert call(train_encoder, ["--unlabelled", data_dir / "test.jsonl", "--output", tmp_path / "m"]) == 2
     assert "--unlabelled needs --teacher" in capsys.readouterr().err

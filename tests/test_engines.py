@@ -1,5 +1,6 @@
 """Every family on every engine scores as PyTorch does, and says in what precision."""
 
+import copy
 import importlib.util
 import shutil
 import subprocess
@@ -288,6 +289,11 @@ def test_a_processor_without_bf16(monkeypatch):
 def test_an_engine_that_does_not_exist(name):
     with pytest.raises(Unavailable, match="is not an engine; there are pytorch-fp32, "):
         check_available(EngineName.parse(name))
+
+
+def test_a_process_can_send_the_reason_back():
+    error = copy.copy(Unavailable("m", "has no intact engine"))  # by the same two functions as between processes
+    assert (type(error), str(error), error.reason) == (Unavailable, "m: has no intact engine", "has no intact engine")
 
 
 def test_what_only_runs_on_the_cpu():

@@ -132,6 +132,17 @@ def test_lost_f1_is_refused_by_its_interval_not_by_its_point(articles):
     assert refusal(found, Tolerance(f1_loss=0.02), reads_less=True) is None
 
 
+def test_many_easier_texts_do_not_outweigh_a_loss_that_the_labelled_ones_show(articles):
+    labels, scores = (array[:200] for array in articles)
+    other = scores.copy()
+    other[1:13:2] = 0.05  # 6 of 100 commerce articles lost
+    easy = np.full(6000, 0.05)
+    found = compare_scores(labels, scores, other, {"default": 0.5}, 0, (easy, easy))
+    point = found["points"]["default"]
+    assert point["changed_interval"][1] < 0.005 and point["f1_limit"] == point["interval"][0] < -0.03
+    assert "F1 at default may be" in refusal(found, TOLERANCE, reads_less=True)
+
+
 def test_without_labels_an_engine_is_judged_by_its_decisions_and_a_shorter_read_not_at_all(articles):
     _, scores = articles
     found = compare_scores(None, scores, scores, THRESHOLDS, 0)

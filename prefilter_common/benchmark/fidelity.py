@@ -32,7 +32,8 @@ class PointFidelity(TypedDict):
     (positive: the fast way is better).
 
     ``f1_limit`` is the lowest F1 difference that is left open: the closer of the interval of the labelled articles, and
-    what the changed decisions could do at worst, if each were a new error. ``f1_per_change`` is what the first of
+    what the changed decisions could do at worst, if each were a new error, unless the labelled articles show that more
+    is lost. ``f1_per_change`` is what the first of
     them cost at worst: F1 for each percent that changes, in points.
     """
 
@@ -93,6 +94,8 @@ def compare_scores(
             theirs, ours = reference >= threshold, scores >= threshold
             gap, f1_interval, _ = paired_f1_difference(labels, ours, theirs, seed)
             worst = _worst_f1_difference(labels, theirs, _limit(points[name]))
+            if worst > f1_interval[1]:  # what is not labelled is unlike it, and says less
+                worst = f1_interval[0]
             points[name] |= {
                 "f1_difference": gap,
                 "interval": f1_interval,

@@ -71,10 +71,10 @@ def conditions_of(options: Options) -> Machine:
 
 
 def take_reference(directory: Path, data: Data, options: Options) -> tuple[Reference, Data]:
-    """Score the test articles and, with validation articles, choose the stages before the full read.
+    """Score the test articles and, on the CPU with validation articles, choose the stages before the full read.
 
     Returns:
-        The reference, whose contract contains those stages; without validation articles, the ones it had. And the data
+        The reference, whose contract contains those stages; where none are chosen, the ones it had. And the data
         with ``more``, the other texts on which decisions are compared, as many as the reference has time for.
 
     Raises:
@@ -87,7 +87,9 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         contract = read_contract(directory)
         cascade = Cascade(contract.stages if contract else (), {})
     else:
-        cascade = cascade_of(directory, scorer, data.val, data.fitting, batch_size, options.tolerance.changed)
+        # Stages are chosen for the CPU: what a GPU would fit replaces nothing that is deployed.
+        val = data.val if options.device == "cpu" else []
+        cascade = cascade_of(directory, scorer, val, data.fitting, batch_size, options.tolerance.changed)
     encodings = scorer.tokenize(data.test)
     start = time.perf_counter()
     scores = scorer.score(data.test, batch_size)

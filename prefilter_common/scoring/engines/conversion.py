@@ -58,10 +58,9 @@ def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, 
             needed and missing.
     """
     check_available(name, device)
-    folder = name.folder(directory)
-    if folder is None or (is_current(folder) and read_record(folder / ENGINE_FILE).get("version") == VERSION):
+    folder, int8 = name.folder(directory), name.precision == "int8"
+    if folder is None or (is_current(folder) and _up_to_date(folder, int8 and bool(train))):
         return folder
-    int8 = name.precision == "int8"
     # Converting takes a package that running the engine does not.
     converter = "onnx" if name.library == "onnxruntime" else "nncf" if int8 else None
     if converter and not find_spec(converter):
@@ -105,6 +104,12 @@ def is_current(folder: Path) -> bool:
     except (InputError, OSError, ValueError, KeyError, TypeError):
         return False
     return unchanged and whole and fingerprints(folder.parent).items() <= made_from.items()
+
+
+def _up_to_date(folder: Path, calibrated: bool) -> bool:
+    """Whether a conversion was made as one is now and, where ``calibrated``, on training articles."""
+    record = read_record(folder / ENGINE_FILE)
+    return record.get("version") == VERSION and bool(record.get("calibration_articles")) >= calibrated
 
 
 def load_converted(folder: Path) -> tuple[ArticleTokenizer, Contract]:

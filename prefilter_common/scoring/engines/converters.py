@@ -145,7 +145,8 @@ def to_onnxruntime(
             _fuse_attention(path, config.num_attention_heads, config.hidden_size)
         if int8:
             _quantize_dynamically(path, partial / f"{name}.onnx", exact)
-    return {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+    details: ConversionDetails = {"onnxruntime": onnxruntime.__version__, "onnx": onnx.__version__}
+    return details | {"calibration_articles": len(samples)} if int8 else details
 
 
 def _fuse_attention(path: Path, n_heads: int, width: int) -> None:

@@ -15,7 +15,11 @@ class Unavailable(InputError):
 
     def __init__(self, subject: object, reason: str):
         super().__init__(f"{subject}: {reason}")
-        self.reason = reason
+        self.subject, self.reason = subject, reason
+
+    def __reduce__(self) -> tuple[type["Unavailable"], tuple[object, str]]:
+        """From its own arguments, or else a process of the benchmark could not send it back."""
+        return type(self), (self.subject, self.reason)
 
 
 @dataclass(frozen=True)
