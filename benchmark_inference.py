@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     from prefilter_common.benchmark import run
     from prefilter_common.benchmark.report import card, picture, report, results_and_summary
     from prefilter_common.benchmark.stages.cascade import store_cascade
-    from prefilter_common.runinfo import run_info
+    from prefilter_common.runinfo import now, run_info
 
     data, files = load_data(args)
     options = options_of(args)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         print(card(directory, conditions, provenance), flush=True)
         rates = machine["matrix_gflops"]
         rows, rates = run.measure(directory, configurations, workers, reference, data, rates, options)
-    conditions = {**conditions, "matrix_gflops": rates}
+    conditions, provenance = {**conditions, "matrix_gflops": rates}, {**provenance, "finished": now()}
     result, summary = results_and_summary(directory.name, rows, reference, conditions, skipped, options)
     stored: BenchmarkFile = {**result, "run": provenance}
     write_json(results, stored)

@@ -32,7 +32,6 @@ from prefilter_common.cli import (
     configure_logging,
     count,
     exit_code,
-    fraction,
     positive_float,
     seed,
 )
@@ -46,7 +45,7 @@ from prefilter_common.evaluation.traffic.labelling import require_unlabelled
 from prefilter_common.models.directory import model_directories
 from prefilter_common.outputs import require_files
 from prefilter_common.processes import is_main_process
-from prefilter_common.runinfo import run_info
+from prefilter_common.runinfo import now, run_info
 from prefilter_common.scoring.engines.interface import ENGINES, REFERENCE, EngineName
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.guard import manifest_record, manifest_warnings
@@ -63,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     check_production(args)
     check_labels(args, outputs)
     data, files = load_data(args)
+    provenance = run_info(argv, files)  # now, since traffic may be rotated while it is scored
     options = options_of(args)
     splits = [args.test_data, *filter(None, (split_beside(args.test_data, name) for name in NAMES))]
     manifest = manifest_record(splits)  # now, since a damaged one ends the run
@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     if is_main_process():
         compared = compare_models(data, models, rows, options)
         compared["_warnings"] += manifest_warnings(manifest)
-        results: Results = {"_run": run_info(argv, files), "_manifest": manifest, **compared}
+        results: Results = {"_run": {**provenance, "finished": now()}, "_manifest": manifest, **compared}
         # All at the end: stopped before, a run leaves earlier results, and what belongs to them, as they were.
         write_models(directories, data.test, models, args.output)
         write_results(args.output, results)
@@ -173,9 +173,9 @@ def add_production_flags(parser: argparse.ArgumentParser) -> None:
 
 def share(text: str) -> float:
     """An argparse type: a number between 0 and 1, neither of them."""
-    value = fraction(text)
-    if value == 0:
-        raise argparse.ArgumentTypeError("0 is not between 0 and 1")
+    value = positive_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not between 0 and 1")
     return value
 
 

@@ -8,8 +8,8 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypedDict
 
@@ -58,15 +58,28 @@ def run_info(argv: Sequence[str] | None, data_files: dict[str, Path]) -> RunInfo
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *(sys.argv[1:] if argv is None else argv)]),
         "commit": commit(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": now(),
         "data": {role: file_fingerprint(path) for role, path in data_files.items()},
         "hardware": hardware(),
         "versions": {
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in PACKAGES},
-            **{name: importlib.metadata.version(name) for name in ENGINE_PACKAGES if find_spec(name)},
+            **_engine_versions(),
         },
     }
+
+
+def now() -> str:
+    """The time in UTC, to the second: for ``finished`` where a run takes its provenance as soon as it has its data."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _engine_versions() -> dict[str, str]:
+    found = {}
+    for name in ENGINE_PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def commit() -> str | None:

@@ -89,6 +89,9 @@ def test_speed_does_not_break_a_tie_between_models_that_differ(quality):
 def test_the_fastest_of_models_whose_speed_is_unknown_is_not_named():
     choice = choose({"a": model(0.96, 0.96), "b": model(0.97, 0.96)})
     assert choice["selected"] == "b" and "fastest" not in choice["reason"]
+    choice = choose({"a": model(0.96, 0.96, 49), "b": model(0.97, 0.96), "c": model(0.96, 0.95)})
+    assert choice["selected"] == "b" and "fastest" not in choice["reason"]
+    assert any("latency was not measured (b, c)" in text for text in choice["cautions"])
 
 
 def audit(a, b, in_slice, better=None, elsewhere=0, random=True):
@@ -147,6 +150,16 @@ def test_a_handful_of_audited_articles_does_not_replace_the_test_set():
         row["enough"] = False
     choice = choose(SLOW_AND_FAST, audit=tiny)
     assert choice["selected"] == "b" and choice["models"]["b"]["source"] == "test"
+    choice = choose(SLOW_AND_FAST, traffic=traffic(False), audit=tiny)
+    assert any("its precision in production was not measured" in text for text in choice["cautions"])
+
+
+def test_a_model_that_flags_none_of_the_audited_commerce_is_not_selected():
+    seen = audit((0.97, 0.97), (0.97, 0.97), 0)
+    nothing = {"precision": None, "recall": 0.0, "f1": 0.0, "intervals": {"precision": [0, 1], "recall": [0, 0.2]}}
+    seen["models"]["b"] |= nothing
+    choice = choose(SLOW_AND_FAST, traffic=traffic(False), audit=seen)
+    assert choice["selected"] == "a" and choice["models"]["b"]["misses"]["minimum"] == ["f1", "precision", "recall"]
 
 
 def test_labels_that_are_no_random_sample_say_only_who_is_right():
@@ -158,13 +171,13 @@ def test_labels_that_are_no_random_sample_say_only_who_is_right():
 def test_a_model_known_to_be_worse_explains_a_difference_where_the_test_set_covers_it():
     models = {"a": model(0.97, 0.97, 40), "b": model(0.7, 0.97, 10)}
     assert choose(models, traffic=traffic(True))["selected"] == "a"
-    gap = {"by": "language and length", "value": "el, short", "lacks": "has none of it", "n_traffic": 300,
+    gap = {"by": "language and length", "value": "el, short", "lacks": "have none of it", "n_traffic": 300,
            "traffic_share": 0.3, "to_label": 20}  # fmt: skip
     assert choose(models, traffic=traffic(True, uncovered=[gap]))["selected"] is None
 
 
 def test_nothing_is_chosen_where_most_of_the_traffic_is_not_covered():
-    gap = {"by": "language and length", "value": "el, short", "lacks": "has none of it", "n_traffic": 600,
+    gap = {"by": "language and length", "value": "el, short", "lacks": "have none of it", "n_traffic": 600,
            "traffic_share": 0.6, "to_label": 20}  # fmt: skip
     choice = choose({"a": SLOW_AND_FAST["a"]}, traffic=traffic(False, uncovered=[gap], share=0.6), queues=QUEUES)
     assert choice["selected"] is None and "60% of the traffic" in choice["objections"][0]["suspect"]

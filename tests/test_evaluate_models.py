@@ -182,11 +182,27 @@ def test_traffic_sections_queues_and_warnings(with_traffic):
     _, output, results, _ = with_traffic
     assert results["_traffic"]["n_articles"] == 30 and len(results["_traffic"]["pairs"]) == 1
     assert results["_traffic"]["uncovered"][0]["value"] == "xx"
-    assert any("100% of the traffic is language xx; the test set has none of it" in w for w in results["_warnings"])
+    assert any(
+        "100% of the traffic is language xx; the labelled articles have none of it" in w for w in results["_warnings"]
+    )
     queue = load_articles(output / "review_queue_first.jsonl") if results["_traffic"]["review_queue"]["first"] else []
     assert all(article.label is None and article.content.startswith("news ") for article in queue)
     assert results["first"]["cpu_benchmark_ms"] == 12.5 and results["legacy"]["cpu_benchmark_ms"] is None
     assert (output / "report.html").is_file()
+
+
+def test_labels_that_are_given_during_a_run_are_not_overwritten(with_traffic, tmp_path, monkeypatch, capsys):
+    flags, evaluate = with_traffic[3], evaluate_models.evaluate_each
+
+    def meanwhile(*args):
+        write_jsonl(tmp_path / "audit_first.jsonl", [{"title": "t", "content": "c", "label": 1}])
+        return evaluate(*args)
+
+    monkeypatch.setattr(evaluate_models, "evaluate_each", meanwhile)
+    more = ["--models", "first", "--audit", 2, "--output", tmp_path, "--latency-samples", 1]
+    assert call(evaluate_models, [*flags, *more]) == 2
+    assert "audit_first.jsonl: contains labels, which this run would overwrite" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["audit_first.jsonl"]
 
 
 def test_a_prevalence_that_is_given_twice_is_shown_once(with_traffic):
@@ -256,8 +272,8 @@ def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):
         (["--traffic-models", "first", "second"], "pass --traffic FILE"),
         (["--traffic-models", "first", "other", "--traffic", "x"], "name two different ones of"),
         (["--traffic", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["--target-precision", "1.5"], "not in [0, 1)"),
-        (["--target-precision", "0"], "0 is not between 0 and 1"),
+        (["--target-precision", "1.5"], "'1.5' is not between 0 and 1"),
+        (["--target-precision", "0"], "'0' is not a number above 0"),
         (["--seed", "-1"], "is not a whole number from 0"),
     ],
 )

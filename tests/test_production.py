@@ -80,17 +80,26 @@ def test_the_panel_and_the_estimate_of_commerce(disaster):
     assert production["journalism_needed"] == {"0.05": 1456}
 
 
-@pytest.mark.parametrize(("share", "interval"), [(0.02, [0.01, 0.03]), (0.11, [0.079, 0.15])])
-def test_false_alarms_that_the_flag_rate_contradicts_are_a_warning(share, interval):
+@pytest.mark.parametrize(
+    ("share", "interval", "words"),
+    [
+        (0.02, [0.01, 0.03], "flags 2.0% of the traffic, less than"),
+        (0.11, [0.079, 0.15], "flags 11.0% of the traffic, less than"),
+        (1.0, [0.98, 1.0], "flags 100.0% of the traffic, more than"),
+    ],
+)
+def test_a_flag_rate_that_no_share_of_commerce_gives_is_a_warning(share, interval, words):
     """The second flag rate and the false-positive rate differ beyond chance, though their intervals overlap."""
     rng = np.random.default_rng(0)
     test = articles(190, rng, 0.5, 0.5)
-    scores = np.where(labels_of(test) | (np.arange(190) % 10 == 0), 0.9, 0.1)  # 20 % false alarms
+    labels, tenth = labels_of(test), np.arange(190) % 10
+    scores = np.where(labels & (tenth != 1) | (tenth == 0), 0.9, 0.1)  # 20 % false alarms, 20 % misses
     model = Scored(scores, np.ones(190), 64, 1.0, {"default": 0.5})
     rates = {"flag_rates": {"m": {"default": {"rate": share, "interval": interval}}}}
     section = production_section(test, {"m": model}, rates, np.ones(300), None, [0.05], 0.95, None)
     estimate = section["models"]["m"]["prevalence_estimate"]
     assert estimate["share"] is None and "the traffic is of another kind" in estimate["warning"]
+    assert words in estimate["warning"]
 
 
 def test_the_threshold_that_saves_the_most():
@@ -100,6 +109,8 @@ def test_the_threshold_that_saves_the_most():
     dear = best_saving_threshold(labels, scores, 0.05, {"per_article": 1, "of_blocking": 50})
     assert cheap < 0.69 < dear
     assert best_saving_threshold(labels, scores, 0.05, {"per_article": 1, "of_blocking": 1e9}) > 1
+    close = np.where(labels == 1, 0.999962, np.where(np.arange(600) < 50, 0.999961, 0.1))
+    assert 0.999961 < best_saving_threshold(labels, close, 0.05, {"per_article": 1, "of_blocking": 1.001}) < 0.999962
 
 
 def test_no_saving_is_worth_blocking_more_than_5_percent_of_the_journalism():

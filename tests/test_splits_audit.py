@@ -12,7 +12,7 @@ from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models import packaged_encoder
 from prefilter_common.splits import __main__ as splits_command
-from prefilter_common.splits.audit.probes import Labelled, label_suspects, predicted, text_features
+from prefilter_common.splits.audit.probes import Labelled, distance, label_suspects, predicted, text_features
 from prefilter_common.splits.audit.report import audit_text, write_audit_page
 from prefilter_common.splits.audit.sections import duplicates, gather
 from prefilter_common.splits.audit.shortcuts import shortcuts
@@ -117,6 +117,12 @@ def test_traffic_is_compared_and_languages_missing_from_test_are_named(splits, m
     assert far["test", "traffic"]["language"] == pytest.approx(1) and far["test", "traffic"]["text"]["roc_auc"] > 0.95
     assert far["train", "test"]["language"] < 0.2 and far["train", "test"]["text"]["roc_auc"] < 0.65
     assert "languages in the traffic but not in test: no (100%)" in report["warnings"]
+
+
+def test_repeated_texts_are_no_distance(splits):
+    train = splits[0]["train"]
+    half = [*train[::2], *train[::2], *train[::2]]
+    assert distance(train[1::2], half)["roc_auc"] < 0.65
 
 
 def flipped_among_suspects(articles, n, seed):

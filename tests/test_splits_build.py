@@ -195,6 +195,15 @@ def test_whole_sources_or_the_newest_articles_are_held_out(tmp_path):
     build(tmp_path / "c", scored(60), "--test-after", "2026-01-18", expect=2)
 
 
+def test_a_test_set_of_all_days_is_not_continued_with_the_newest_articles_alone(tmp_path, capsys):
+    rows = [{**row, "date": f"2026-01-{i % 18 + 1:02}"} for i, row in enumerate(scored(300))]
+    build(tmp_path, rows)
+    newer = [{**row, "date": "2026-02-05"} for row in scored(60, seed=1)]
+    build(tmp_path, [*rows, *newer], "--overwrite", "--test-after", "2026-01-20", expect=2)
+    words = "30 articles that were not published after 2026-01-20 are in test of the previous splits"
+    assert words in capsys.readouterr().err
+
+
 def test_a_refused_build_replaces_and_deletes_nothing(tmp_path, capsys):
     build(tmp_path, scored(60))
     files = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}

@@ -198,7 +198,7 @@ def test_the_crossing_of_language_and_length_must_be_covered_and_with_both_label
     assert share == 0.6
     one_label = [replace(a, label=0) for a in articles_of(["el"] * 40, [100] * 40)]
     (gap,) = [gap for gap in uncovered(traffic, [*test, *one_label])[0] if gap["by"] == "language and length"]
-    assert gap["lacks"] == "has 40 of it, none of them commerce"
+    assert gap["lacks"] == "have 40 of it, none of them commerce"
 
 
 def test_a_hundred_rare_languages_that_are_not_covered_are_most_of_the_traffic():

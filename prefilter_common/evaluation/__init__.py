@@ -22,8 +22,9 @@ traffic that was labelled (``--audited``) counts before the test set.
                       confusion_matrix (rows true, columns predicted, journalism first), at the default threshold
       .intervals      of f1 precision recall accuracy pr_auc roc_auc; null for the areas where labels are separated
                       perfectly
-      .slices         by language, characters, source, tokens, read (whole or cut): counts, metrics, intervals; enough
-                      is false below 20 articles. worst_slice: the one of them with the lowest accuracy
+      .slices         by language, characters, source, sources (seen in training or not), tokens, read (whole or cut):
+                      counts, metrics, intervals; enough is false below 20 articles. worst_slice: the one of them with
+                      the lowest accuracy
       .calibration    temperature, brier, ece, both also _before it, and reliability bins
       .operating_points  by name: threshold, metrics and intervals on test
       .sweep          thresholds 0.50 to 0.99; pr_curve: [threshold, precision, recall]
@@ -46,6 +47,7 @@ traffic that was labelled (``--audited``) counts before the test set.
                       file), cautions, shown, and for each model what it misses and the states shown, not shown, missed
     _worst_errors     by model, with texts
     _warnings _settings _test _run  sentences; targets, prevalence, costs and seed; counts; provenance
+    _manifest         sha256 of the splits' manifest, and which of them differ from it; null without one
 
 ``results/predictions/<model>.jsonl``: ``id label score language``, one row per test article, in the test file's order.
 ``results/review_queue_<model>.jsonl`` and ``audit_<model>.jsonl``: ``traffic.labelling.LabelRow``.

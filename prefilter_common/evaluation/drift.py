@@ -22,7 +22,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from prefilter_common.articles import Article
-from prefilter_common.cli import Parser, exit_code, fraction, positive_float
+from prefilter_common.cli import Parser, configure_logging, exit_code, fraction, positive_float
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.language import languages
 from prefilter_common.evaluation.slices import CHARACTER_EDGES, buckets, characters
@@ -60,6 +60,7 @@ class Change(TypedDict):
 def main(argv: list[str] | None = None) -> int:
     """Read both files, compare what both have, print. Returns the exit code."""
     args = parse_args(argv)
+    configure_logging()
     before, now = (read_traffic(path, args.threshold) for path in (args.reference, args.scored))
     changes = compare_traffics(before, now, args.max_ratio, args.max_psi)
     if not changes:

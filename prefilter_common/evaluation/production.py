@@ -167,7 +167,7 @@ def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: fl
     loss = (1 - prevalence) * blocked * (costs["of_blocking"] - costs["per_article"])
     total = np.where(tp + fp > 0, gain - loss, 0.0)
     total[fp > MAX_BLOCKED * (fp + tn)] = -np.inf  # the last candidate, which blocks nothing, is always left
-    return round(float(candidates[total.argmax()]), 6)
+    return round(float(candidates[total.argmax()]), 12)  # as in choose_thresholds
 
 
 def _estimate(labels: np.ndarray, model: Scored, rate: FlagRate | None, n_effective: float) -> Estimate | None:
@@ -176,13 +176,16 @@ def _estimate(labels: np.ndarray, model: Scored, rate: FlagRate | None, n_effect
         return None
     confusion = confusion_at(labels, model.scores, model.threshold)
     found = prevalence_from_flags(rate["rate"], n_effective, confusion)
-    low, high = (float(limit) for limit in mid_p(confusion["fp"], confusion["n_journalism"]))
     warning = None
+    unlike = "by the test set: the traffic is of another kind, and no share of commerce fits both"
     if found and found[1][1] == 0:
-        warning = (
-            f"it flags {rate['rate']:.1%} of the traffic, fewer than the {low:.1%} to {high:.1%} that false alarms "
-            "alone would give by the test set: the traffic is of another kind, and no share of commerce fits both"
-        )
+        low, high = (float(limit) for limit in mid_p(confusion["fp"], confusion["n_journalism"]))
+        alone = f"less than the {low:.1%} to {high:.1%} that false alarms alone would give"
+        warning = f"it flags {rate['rate']:.1%} of the traffic, {alone} {unlike}"
+    elif found and found[1][0] == 1:
+        low, high = (float(limit) for limit in mid_p(confusion["tp"], confusion["n_commerce"]))
+        all_commerce = f"more than the {low:.1%} to {high:.1%} that it would flag if all of it were commerce,"
+        warning = f"it flags {rate['rate']:.1%} of the traffic, {all_commerce} {unlike}"
     elif found is None:
         warning = "it flags journalism as often as commerce on the test set: no share of commerce can be estimated"
     if found is None or warning:

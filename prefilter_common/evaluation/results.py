@@ -18,7 +18,7 @@ from prefilter_common.evaluation.sections import Scored, worst_errors
 from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
 from prefilter_common.evaluation.traffic.flags import main_language
-from prefilter_common.evaluation.traffic.labelling import LabelRow
+from prefilter_common.evaluation.traffic.labelling import LabelRow, require_unlabelled
 from prefilter_common.evaluation.traffic.section import TrafficSection, traffic_section
 from prefilter_common.files import write_json, write_json_lines
 from prefilter_common.models.directory import read_contract, write_contract, write_predictions
@@ -79,8 +79,10 @@ def compare_models(
         "models": {name: row if "error" in row else {**row, "floor": floors[name]} for name, row in rows.items()},
     }
     compared: Compared = {**found, "_choice": choice_of(found)}
-    for name, rows_to_label in files.items():
-        write_json_lines(options.output / f"{name}.jsonl", rows_to_label)
+    written = {options.output / f"{name}.jsonl": rows_to_label for name, rows_to_label in files.items()}
+    require_unlabelled(written)  # again: somebody may have begun to label meanwhile
+    for path, rows_to_label in written.items():
+        write_json_lines(path, rows_to_label)
     return compared
 
 
@@ -108,9 +110,8 @@ def evaluation_warnings(
         if rows:
             found.append(f"{len(rows)} {where}: {', '.join(str(row['id']) for row in rows[:5])}")
     for row in traffic["uncovered"] if traffic else []:
-        found.append(
-            f"{row['traffic_share']:.0%} of the traffic is {row['by']} {row['value']}; the test set {row['lacks']}"
-        )
+        part = f"{row['traffic_share']:.0%} of the traffic is {row['by']} {row['value']}"
+        found.append(f"{part}; the labelled articles {row['lacks']}")
     bare = [name for name, model in models.items() if model.validation is None and set(model.thresholds) == {DEFAULT}]
     if bare:
         found.append(f"only the default threshold for {', '.join(bare)}: no validation scores, pass --val-data")

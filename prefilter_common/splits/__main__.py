@@ -71,7 +71,8 @@ def add_build(commands: Any) -> None:
         "--test-after",
         type=day,
         metavar="DATE",
-        help="test only on articles published after this day, YYYY-MM-DD (default: on a random sample)",
+        help="test only on articles published after this day, YYYY-MM-DD, and on what shares their text (default: on a "
+        "random sample)",
     )
     split.add_argument(
         "--previous",

@@ -72,7 +72,8 @@ def divide(
         previous: articles of earlier splits, each with its split; not all need to be among ``articles``.
         seed: random seed of the order of the articles.
         group_by: ``source`` to keep whole sources together.
-        test_after: the test set is the articles published after this day, and no others.
+        test_after: the test set is the articles published after this day and those that share their text, and no
+            others.
 
     Raises:
         InputError: ``group_by`` or ``test_after`` contradicts ``previous``, or ``test_after`` finds no dates.
@@ -143,18 +144,25 @@ def spread(anchors: np.ndarray, groups: np.ndarray, dropped: set[int]) -> np.nda
 def hold_newest_out(
     articles: Sequence[Article], fixed: np.ndarray, groups: np.ndarray, present: np.ndarray, day: date
 ) -> np.ndarray:
-    """``fixed``, with clusters that have an article published after ``day`` moved to test. Raises InputError."""
+    """``fixed``, with the clusters that have an article published after ``day``, and no others, in test.
+
+    Raises InputError.
+    """
     days = {i: published(articles[i]) for i in present.tolist()}
     if not any(days.values()):
         raise InputError("--test-after: no article has a date (published_date, published, date or pubDate)")
     newer = np.zeros(groups.max() + 1, bool)
     newer[[groups[i] for i, published_on in days.items() if published_on and published_on > day]] = True
-    torn = int((newer[groups[present]] & np.isin(fixed[present], (TRAIN, VAL))).sum())
-    if torn:
-        raise InputError(
-            f"--test-after: {torn} articles published after {day} are in train or val of the previous splits; "
-            "build into a new folder without --previous"
-        )
+    is_newer = newer[groups[present]]
+    for torn, misplaced in (
+        (is_newer & np.isin(fixed[present], (TRAIN, VAL)), f"articles published after {day} are in train or val"),
+        (~is_newer & (fixed[present] == TEST), f"articles that were not published after {day} are in test"),
+    ):
+        if torn.any():
+            raise InputError(
+                f"--test-after: {torn.sum()} {misplaced} of the previous splits; build into a new folder without "
+                "--previous"
+            )
     return np.where(newer[groups], TEST, fixed)
 
 

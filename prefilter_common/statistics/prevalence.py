@@ -63,8 +63,8 @@ def prevalence_from_flags(flag_rate: float, n: float, confusion: Confusion) -> t
     """Share of commerce in articles of which a share ``flag_rate`` was flagged, and its interval.
 
     The flag rate is corrected by the recall and the false-positive rate found on labelled articles (Rogan and Gladen
-    1978). Both are cut to [0, 1]; the interval is [0, 0] where so few were flagged that no share fits. None where the
-    model does not flag commerce more often than journalism.
+    1978). Both are cut to [0, 1]; the interval is [0, 0] or [1, 1] where so few or so many were flagged that no share
+    fits. None where the model does not flag commerce more often than journalism.
 
     Args:
         n: articles behind ``flag_rate``; with repeated texts, their effective number.

@@ -65,7 +65,8 @@ def choose(
     Otherwise, of those that meet the minimum, the one with the highest precision, since blocking journalism is worse
     than letting commerce through; of equally precise ones that with the highest F1, and speed decides only between
     models that do not differ on the traffic. None does: the reason says so. A latency that was not measured counts as
-    met, and the reason says so too. Nothing is selected while ``objections`` stand against the favourite.
+    met, and the reason says so too; speed decides only between models of which it was measured. Nothing is selected
+    while ``objections`` stand against the favourite.
 
     Args:
         models: by name.
@@ -105,7 +106,7 @@ def choose(
         "shown": all(state == "shown" for state in best["states"].values()),
         "reason": f"None yet. On the figures alone: {reason}" if objections else reason,
         "objections": objections,
-        "cautions": _cautions(best, models[best["model"]], traffic, audit),
+        "cautions": _cautions(best, rivals, models[best["model"]], traffic),
         "criteria": criteria,
         "models": assessed,
     }
@@ -116,20 +117,21 @@ def _favourite(rivals: Sequence[Candidate], apart: bool) -> tuple[Candidate, boo
 
     Speed says nothing of models that differ on the traffic, not even between equally good ones.
     """
-    by_speed = rivals[0]["tier"] == "target" and not apart and any(c["cpu_ms"] is not None for c in rivals)
+    by_speed = rivals[0]["tier"] == "target" and not apart and all(c["cpu_ms"] is not None for c in rivals)
     if by_speed:
         return min(rivals, key=lambda c: (_ms(c), -c["precision"], -c["f1"])), True
     return min(rivals, key=lambda c: (-c["precision"], -c["f1"], 0 if apart else _ms(c))), False
 
 
 def _assess(model: Figures, audited: AuditedModel | None) -> Assessment:
-    """A model's figures, and which criteria they meet; the audit's where it has 20 articles, precision and recall."""
+    """A model's figures, and which criteria they meet; the audit's where it has 20 articles, some of them commerce."""
     metrics = model["operating_points"][DEFAULT]
     source, intervals = "test", dict(metrics["intervals"])
     values: dict[Measure, float] = {key: metrics[key] for key in MEASURES}
-    if audited and audited["enough"] and audited["precision"] is not None and audited["recall"] is not None:
+    if audited and audited["enough"] and audited["recall"] is not None:
         source = "audit"
-        values = {"f1": audited["f1"], "precision": audited["precision"], "recall": audited["recall"]}
+        # Of a model that flags none of the commerce that was found, there may be no precision.
+        values = {"f1": audited["f1"], "precision": audited["precision"] or 0.0, "recall": audited["recall"]}
         # No interval of F1 is estimated: it rises with both, hence lies between that of their lower limits and that of
         # their upper ones.
         intervals = {key: audited["intervals"][key] for key in ("precision", "recall")}
@@ -195,7 +197,9 @@ def _none_reason(candidates: list[Candidate]) -> str:
     return f"None meets the minimum: {fix}. Closest is {closest['model']} ({_figures(closest)}), which misses {missed}."
 
 
-def _cautions(best: Candidate, model: Figures, traffic: TrafficSection | None, audit: AuditSection | None) -> list[str]:
+def _cautions(
+    best: Candidate, rivals: Sequence[Candidate], model: Figures, traffic: TrafficSection | None
+) -> list[str]:
     cautions = []
     for key, state in best["states"].items():
         if state == "not shown":
@@ -205,11 +209,12 @@ def _cautions(best: Candidate, model: Figures, traffic: TrafficSection | None, a
             )
     if not traffic:
         cautions.append("it was judged on test articles only: pass --traffic with recent articles of your own")
-    elif not audit or not audit["models"]:
+    elif best["source"] == "test":
         cautions.append("its precision in production was not measured: draw a sample with --audit, and label it")
-    if best["cpu_ms"] is None:
+    if unmeasured := ", ".join(c["model"] for c in rivals if c["cpu_ms"] is None):
         cautions.append(
-            "CPU latency was not measured: run python benchmark_inference.py on the machine that will serve"
+            f"CPU latency was not measured ({unmeasured}): run python benchmark_inference.py on the machine that will "
+            "serve"
         )
     if model["beats_floor"] is False:
         cautions.append("it does not beat TF-IDF with logistic regression, which is far cheaper")

@@ -64,9 +64,9 @@ def uncovered(traffic: Sequence[Article], labelled: Sequence[Article]) -> tuple[
 
 def _lacks(n: int, n_commerce: int) -> str:
     if n == 0:
-        return "has none of it"
+        return "have none of it"
     if n < MIN_ARTICLES:
-        return f"has only {n} of it"
+        return f"have only {n} of it"
     if n_commerce == 0:
-        return f"has {n} of it, none of them commerce"
-    return f"has {n} of it, all of them commerce" if n_commerce == n else ""
+        return f"have {n} of it, none of them commerce"
+    return f"have {n} of it, all of them commerce" if n_commerce == n else ""

@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from prefilter_common.articles import Article
-from prefilter_common.splits.duplicates import Pair, clusters
+from prefilter_common.splits.duplicates import Pair, clusters, find_pairs
 from prefilter_common.statistics.metrics import ThresholdMetrics, ranking_metrics, threshold_metrics
 
 PROBE_FOLDS = 5
@@ -155,14 +155,18 @@ def f1_on_held_out_sources(data: Labelled, features: csr_matrix, scores: np.ndar
 def distance(these: Sequence[Article], those: Sequence[Article], seed: int = 0) -> Distance | None:
     """How well the fast model tells two sets of articles apart: ``roc_auc``, 0.5 if it cannot, and its interval.
 
-    Classifier two-sample test (Lopez-Paz and Oquab 2017) on at most 2,000 articles per set. None if a set is too small.
+    Classifier two-sample test (Lopez-Paz and Oquab 2017) on at most 2,000 different texts per set. None if a set is too
+    small.
     """
-    parts = [[part[i] for i in _spaced(len(part), MAX_COMPARED)] for part in (these, those)]
+    distinct = [
+        list({(article.title, article.content): article for article in part}.values()) for part in (these, those)
+    ]
+    parts = [[part[i] for i in _spaced(len(part), MAX_COMPARED)] for part in distinct]
     if min(map(len, parts)) < 2 * PROBE_FOLDS:
         return None
     articles = [*parts[0], *parts[1]]
     labels = np.array([0] * len(parts[0]) + [1] * len(parts[1]))
-    data = Labelled(articles, labels, np.arange(len(articles)), seed)
+    data = Labelled(articles, labels, clusters(len(articles), find_pairs(articles)), seed)
     ranking = ranking_metrics(labels, predicted(text_features(articles), labels, data.folds()), seed)
     return {"roc_auc": ranking["roc_auc"], "interval": ranking["intervals"]["roc_auc"]}
 
