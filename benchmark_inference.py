@@ -10,8 +10,8 @@ prefilter.json: a linear first stage (first_stage.npz), and exits after some of 
 a short read.
 
 With --lengths-like all of this is at the length of production. --traffic adds unlabelled texts: the first half of them
-teaches the stages, and decisions are compared on all of them, but on no more texts than the tolerance needs or, beyond
-1,200, than PyTorch scores in a minute.
+teaches the stages. Decisions are compared on as many texts as the tolerance needs, but beyond 1,200 only on as many as
+PyTorch scores in a minute.
 
     python benchmark_inference.py
     python benchmark_inference.py --lengths-like ../production/last_week.jsonl --traffic ../production/last_week.jsonl
@@ -108,7 +108,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--test-data", type=Path, default=Path("splits/test.jsonl"), help="articles to score, preferably with labels"
     )
     for flag, articles in (
-        ("--train-data", "articles, labelled or not, that calibrate int8 and teach the first stage (default: "
+        ("--train-data", "articles, labelled or not, that calibrate int8 and teach the stages (default: "
          "train.jsonl beside --test-data)"),
         ("--val-data", "labelled articles on which to choose stages (default: val.jsonl beside --test-data)"),
         ("--traffic", "unlabelled articles on which to compare decisions as well; the first half teaches stages"),
@@ -126,7 +126,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         type=max_length,
         metavar="N",
-        help="tokens to read (default: all)",
+        help="tokens to read (default: the model's max_length)",
     )
     what.add_argument("--no-stages", action="store_true", help="neither choose nor compare stages before the full read")
     what.add_argument(

@@ -2,7 +2,7 @@
 """Score every model under models/ on the test set, compare them honestly, and say which to ship.
 
 For each model directory: all articles in batches (quality), and a sample spread over the lengths one article at a time
-(latency, including tokenising, synchronised on a GPU). Every figure has a 95 % interval; models are compared on the
+(latency, including tokenising, synchronised on a GPU). Metrics have 95 % intervals; models are compared on the
 same articles, by slices, against a TF-IDF floor and, with --traffic, on unlabelled articles. What a model would do
 where commerce is rare is worked out for each --prevalence, and measured with --audit and --audited. No model is chosen
 while two differ on the traffic and nothing says which is right, or while the test set says nothing of most of it.
@@ -127,7 +127,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     run.add_argument(
         "--latency-samples", type=count, default=50, metavar="N", help="number of articles timed one at a time"
     )
-    run.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed of the bootstrap")
+    run.add_argument("--seed", type=seed, default=0, metavar="N", help="random seed of the bootstrap and the samples")
     return parser.parse_args(argv)
 
 

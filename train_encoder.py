@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         f"rate of {DISTILLATION.learning_rate:g}",
     )
     smaller.add_argument(
-        "--unlabelled", type=Path, metavar="FILE", help="articles without labels, on which only the teacher is heard"
+        "--unlabelled", type=Path, metavar="FILE", help="articles without labels, learned from the teacher alone"
     )
     smaller.add_argument(
         "--layers", type=count, metavar="N", help="keep only the first N layers of the encoder (default: all)"

@@ -88,7 +88,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=whole_number(1, 4096),
         default=32,
         metavar="N",
-        help="scale of the updates, times their rank",
+        help="updates are scaled by this over the rank",
     )
     lora.add_argument(
         "--lora-dropout", type=fraction, default=0.1, metavar="F", help="dropout on the input of the updates, 0 to 1"

@@ -1,4 +1,4 @@
-"""What the four scripts share, in rooms. Imports go down this list only, and a test holds them to it:
+"""What the four scripts share. Each package imports only from those above it, and a test checks this:
 
 articles errors cli files outputs processes runinfo page      the record; plumbing
 models/       what a model directory holds

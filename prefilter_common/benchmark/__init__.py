@@ -23,8 +23,8 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
 
 - ``first stage``: a logistic regression over the article's tokens and pairs of tokens, in ``first_stage.npz``. It is
   fitted to the model's own scores, which need no labels, of three quarters of the training articles, of the first half
-  of the traffic, and of a copy of each that is cut to the length of a feed's. What has fewer tokens known from there
-  than all but a tenth of the validation articles goes on: languages and scripts that it was not fitted on.
+  of the traffic, and of a copy of each that is cut to the length of a feed's. An article with a smaller share of tokens
+  known from there than nine tenths of the validation articles goes on: its language or script may be new.
 - ``64 tokens``: the model reads that many.
 - ``2 layers``: an early exit from the full read, of an encoder, after a third or two thirds of its layers: a logistic
   regression on the mean of the states there, in ``early_exits.npz``, fitted to the same scores. What it passes on goes
@@ -32,7 +32,7 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
 
 An encoder has exits, any other model a short read. Length, limits and the share of known tokens are chosen on these, on
 validation articles and on cut copies of them: the limits that pass on least while at most half of ``--max-changed`` of
-the decisions are other than the full read's, so that it can be shown that no more than all of it are. A first stage may
+the decisions are other than the full read's, so that ``--max-changed`` can be shown to hold. A first stage may
 change half of these, and a short read as much; early exits, what the first stage has left of them. What was fitted is
 judged by others like it that were fitted without the article, and without others of its title. A stage that decides
 less than a tenth of what gets there, or a short read that saves less than a tenth of the tokens, is not kept. Each kind

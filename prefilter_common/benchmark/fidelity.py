@@ -174,7 +174,7 @@ def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str |
             # The fall gets steeper with each change, but by no more than this factor.
             share = tolerance.f1_loss / (1 + tolerance.f1_loss) / (point["f1_per_change"] or 1)
             needed = unchanged_needed(share)
-            return f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, by {n:,} articles; " + (
+            return f"F1 at {name} may be {-100 * point['f1_limit']:.1f} points lower, judging by {n:,} articles; " + (
                 f"without a changed decision {needed:,} would show that it is not" if needed else NO_NUMBER
             )
     return None

@@ -52,12 +52,12 @@ def baseline_row(
 ) -> tuple[BaselineRow, np.ndarray] | None:
     """The floor's metrics and its (n,) decisions; None where the training articles are too few or have one label."""
     if len(np.unique(labels_of(train))) < 2:
-        log.warning("no baseline: the training articles are all of one label")
+        log.warning("no floor: the training articles are all of one label")
         return None
     try:
         scores = baseline_scores(train, articles)
     except ValueError as error:
-        log.warning(f"no baseline: {error}")
+        log.warning(f"no floor: {error}")
         return None
     row: BaselineRow = {
         "model": "TF-IDF + logistic regression",

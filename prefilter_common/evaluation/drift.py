@@ -2,7 +2,7 @@
 
     python -m prefilter_common.evaluation.drift reference.jsonl scored.jsonl
 
-Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". Compared is what
+Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". It compares what
 both files have: flag rate, scores, languages, lengths; what is not compared is named. The language of articles without
 one is identified; the scorer's rows have the language that the article had. A change counts where it is larger than its
 bound and beyond chance.

@@ -90,7 +90,7 @@ def compute_first_token_only(model: PreTrainedModel) -> None:
 
 
 def places_to_part(model: PreTrainedModel) -> tuple[int, ...]:
-    """After how many layers the model may be divided: after one and two thirds; nowhere, where it is of another family.
+    """After how many layers the model may be divided: one third and two thirds of them; none for another family.
 
     The last layer reads the first token alone, so that nothing is left to save in it.
     """

@@ -55,7 +55,7 @@ LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, frozen=1 / 3, learning
 # Of a model that learns from a teacher: each epoch has four times the texts, and even its lowest layers feed an exit.
 DISTILLATION = replace(LP_FT, cut_share=0.0, frozen=0.0, learning_rate=7e-5)
 EARLY_STOPPING = (
-    f"Training stops after {PATIENCE} epochs without a better F1 or, of a student, log loss on validation articles."
+    f"Training stops after {PATIENCE} epochs without a better F1 (with --teacher, log loss) on validation articles."
 )
 INTERRUPTION = (
     "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done. A "

@@ -130,7 +130,7 @@ def _not_covered(
         "not cover; "
     )
     if gaps:
-        suspect += f"the largest part is {gaps[0]['value']}; these {gaps[0]['lacks']}"
+        suspect += f"the largest part is {gaps[0]['value']}; the labelled articles {gaps[0]['lacks']}"
     else:
         suspect += "each of them is less than 1% of it"
     add = f"add articles of both labels to the test set, at least {named}; or " if gaps else ""

@@ -62,11 +62,11 @@ def choose(
 
     The other points are ignored: picking among them by their test figures would be tuning on the test set. Figures of
     an audit go before those of the test set. Several meet the targets: the fastest, unless they differ on the traffic.
-    Otherwise, of those that meet the minimum, the one with the highest precision, since blocking journalism is worse
-    than letting commerce through; of equally precise ones that with the highest F1, and speed decides only between
-    models that do not differ on the traffic. None does: the reason says so. A latency that was not measured counts as
-    met, and the reason says so too; speed decides only between models of which it was measured. Nothing is selected
-    while ``objections`` stand against the favourite.
+    Otherwise, of those that meet the targets or, if none does, the minimum, the one with the highest precision, since
+    blocking journalism is worse than letting commerce through; of equally precise ones that with the highest F1, and
+    speed decides only between models that do not differ on the traffic. None does: the reason says so. A latency that
+    was not measured counts as met, and the reason says so too; speed decides only between models of which it was
+    measured. Nothing is selected while ``objections`` stand against the favourite.
 
     Args:
         models: by name.
