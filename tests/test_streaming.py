@@ -362,7 +362,7 @@ def test_a_run_whose_reader_has_gone_can_be_repeated(tmp_path, model, source, mo
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", Closed())
         assert call(streaming, argv) == 1
-    assert names(tmp_path) == [".p.jsonl.partial", "in.jsonl"]
+    assert names(tmp_path) == [".p.jsonl.partial", "in.jsonl", "p.jsonl"]
     assert call(streaming, argv) == 0
     assert names(tmp_path) == ["in.jsonl", "p.jsonl"]
 
@@ -417,6 +417,32 @@ def test_a_divided_run_is_resumed(tmp_path, model, source, monkeypatch):
     assert call(streaming, [model, source, out, "--blocked", blocked]) == 0
     assert (out.read_bytes(), blocked.read_bytes()) == expected
     assert names(tmp_path) == ["b.jsonl", "in.jsonl", "out.jsonl"]
+
+
+def test_a_run_killed_between_two_outputs_is_resumed(tmp_path, model, source, monkeypatch, capsys):
+    out, passed, blocked = (tmp_path / name for name in ("out.jsonl", "p.jsonl", "b.jsonl"))
+    argv = [model, source, out, "--passed", passed, "--blocked", blocked]
+    assert call(streaming, argv) == 0
+    expected = [path.read_bytes() for path in (out, passed, blocked)]
+    out.unlink(), passed.unlink(), blocked.unlink()
+    real = streaming._put_in_place
+
+    def killed(part, target, record):
+        real(part, target, record)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "_put_in_place", killed)
+        assert call(streaming, argv) == 130
+    assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl", "p.jsonl"]
+    shutil.copy(passed, blocked)  # somebody else's
+    capsys.readouterr()
+    assert call(streaming, argv) == 2
+    assert "b.jsonl: already exists" in error_line(capsys)
+    blocked.unlink()
+    assert call(streaming, argv) == 0
+    assert [path.read_bytes() for path in (out, passed, blocked)] == expected
+    assert names(tmp_path) == ["b.jsonl", "in.jsonl", "out.jsonl", "p.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ from prefilter_common.scoring.scorer import Scorer
 log = logging.getLogger(__name__)
 
 STANDARD = Path("-")
+DELIVERED_FILE = "delivered.jsonl"
 
 
 @dataclass(frozen=True)
@@ -165,9 +166,13 @@ def files(options: Options) -> list[Path]:
 
 
 def require_no_output(options: Options) -> None:
-    """Raise InputError when an output exists."""
-    for path in files(options):
-        if path.exists():
+    """Raise InputError when an output exists, unless a killed run of the same command has put it in place."""
+    ours = []
+    if named := files(options):
+        with suppress(OSError, ValueError):
+            ours = (partial_name(named[0]) / DELIVERED_FILE).read_text(encoding="utf-8").splitlines()
+    for path in named:
+        if path.exists() and _identity(path) not in ours:
             if options.input.exists() and path.samefile(options.input):
                 raise InputError(f"{path}: is the input; name another output")
             raise InputError(f"{path}: already exists; move it away, or name another output")
@@ -205,16 +210,15 @@ def deliver(options: Options, articles: Path, folder: Path) -> None:
     rows = folder / ROWS_FILE
     made = {part: folder / f"{part}.jsonl" for part in options.divided}
     write_parts(articles, rows, made)
-    # A reader of standard output may have gone, and then no file is in place that the same command would refuse.
-    for part in sorted(made, key=lambda part: options.divided[part] != STANDARD):
-        _deliver(made[part], options.divided[part])
+    for part, path in made.items():
+        _deliver(path, options.divided[part], folder / DELIVERED_FILE)
     if options.output:
-        _deliver(rows, options.output)
-    for left in (rows, *made.values(), folder / MADE_WITH_FILE):
+        _deliver(rows, options.output, folder / DELIVERED_FILE)
+    for left in (rows, *made.values(), folder / MADE_WITH_FILE, folder / DELIVERED_FILE):
         left.unlink(missing_ok=True)
 
 
-def _deliver(source: Path, target: Path) -> None:
+def _deliver(source: Path, target: Path, record: Path) -> None:
     if target == STANDARD:
         with source.open("rb") as content:
             shutil.copyfileobj(content, sys.stdout.buffer)
@@ -222,9 +226,21 @@ def _deliver(source: Path, target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        source.replace(target)
+        _put_in_place(source, target, record)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
         shutil.copyfile(source, partial_name(target))  # on another disk, where it can be renamed
-        partial_name(target).replace(target)
+        _put_in_place(partial_name(target), target, record)
+
+
+def _put_in_place(source: Path, target: Path, record: Path) -> None:
+    with record.open("a", encoding="utf-8") as delivered:
+        delivered.write(_identity(source) + "\n")
+    source.replace(target)
+
+
+def _identity(path: Path) -> str:
+    """What a file keeps when it is renamed, and another one with the same name does not have."""
+    stat = path.stat()
+    return json.dumps([stat.st_ino, stat.st_size, stat.st_mtime_ns])
