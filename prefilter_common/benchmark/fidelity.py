@@ -33,8 +33,7 @@ class PointFidelity(TypedDict):
 
     ``f1_limit`` is the lowest F1 difference that is left open: the closer of the interval of the labelled articles, and
     what the changed decisions could do at worst, if each were a new error, unless the labelled articles show that more
-    is lost. ``f1_per_change`` is what the first of
-    them cost at worst: F1 for each percent that changes, in points.
+    is lost. ``f1_per_change`` is what the first of them cost at worst: F1 for each percent that changes, in points.
     """
 
     n: int
