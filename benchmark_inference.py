@@ -44,7 +44,12 @@ from prefilter_common.cli import (
 )
 from prefilter_common.errors import InputError
 from prefilter_common.files import write_json
-from prefilter_common.models.directory import RECOMMENDATION_FILE, model_directories, write_recommendation
+from prefilter_common.models.directory import (
+    RECOMMENDATION_FILE,
+    model_directories,
+    read_contract,
+    write_recommendation,
+)
 from prefilter_common.outputs import require_files
 from prefilter_common.scoring.engines.interface import ENGINES, EngineName
 
@@ -70,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
 
     data, files = load_data(args)
     options = options_of(args)
+    if contract := read_contract(directory):
+        run.readings_of(contract, options)  # refuses lengths beyond the model's
     provenance = run_info(argv, files)
     machine = run.conditions_of(options)
     reference, data = run.take_reference(directory, data, options)
@@ -170,7 +177,12 @@ def outputs_of(args: argparse.Namespace, directory: Path) -> tuple[Path, Path]:
     results, plot = args.output / f"{name}.json", args.output / f"{name}.png"
     require_files(results, plot)
     if args.device == "cpu":
-        require_files(directory / RECOMMENDATION_FILE)
+        try:
+            require_files(directory / RECOMMENDATION_FILE)
+        except InputError as error:
+            raise InputError(
+                f"{error}; the recommendation is kept there, so copy the model to another folder"
+            ) from None
     return results, plot
 
 

@@ -22,6 +22,8 @@ UNKNOWN = "unknown"  # what reports call a missing language or source
 MAX_ERRORS_NAMED = 10
 # Characters of content that are left of an article that is cut at random: about what a feed shows.
 CUT_TO = (60, 400)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+GZIP = b"\x1f\x8b"  # how such a file begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +83,7 @@ def read_articles(path: str | Path, require_labels: bool = False) -> Iterator[Ar
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if not line.strip():
+                if not line.removeprefix(BYTE_ORDER_MARK).strip():
                     continue
                 seen += 1
                 try:
@@ -174,15 +174,22 @@ def cut(text: str, length: int) -> str:
     return head[: head.rfind(" ")] if " " in head[length // 2 :] else head
 
 
-def _parse_line(line: bytes, number: int, require_label: bool) -> Article:
+def decoded(line: bytes) -> Any:
+    """The JSON of one line, which may begin with a byte order mark. Raises ValueError with the problem and the fix."""
+    if line.startswith(GZIP):
+        raise ValueError("the file is compressed; decompress it first")
     try:
-        record = parse_json(line.decode("utf-8"))
+        return parse_json(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"invalid JSON at column {error.colno} ({error.msg})") from None
     except ValueError as error:
         raise ValueError(f"invalid JSON ({error})") from None
+
+
+def _parse_line(line: bytes, number: int, require_label: bool) -> Article:
+    record = decoded(line)
     if isinstance(record, dict) and record.get("id") is None:
         record["id"] = f"line-{number}"
     return Article.from_record(record, require_label)

@@ -109,7 +109,7 @@ def require_free(target: Path, overwrite: bool = False) -> None:
         if target.exists() and not target.is_dir():
             raise InputError(f"{target}: is a file; name a directory")
         if target.exists() and not overwrite and any(target.iterdir()):
-            raise InputError(f"{target}: already exists; pass --overwrite to replace it, or another --output")
+            raise InputError(f"{target}: already exists; pass --overwrite to replace it, or name another output")
     _require_writable(target)
 
 

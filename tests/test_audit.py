@@ -8,7 +8,7 @@ from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.traffic.audit import audit_section, read_audit
 from prefilter_common.evaluation.traffic.labelling import audit_sample, review_queue
-from prefilter_common.statistics.survey import Sample, allocate, production
+from prefilter_common.statistics.survey import Sample, allocate, difference, production
 
 
 def population(n, rng):
@@ -172,6 +172,44 @@ def test_better_needs_the_weights_to_agree(tmp_path):
     (pair,) = audit_section(audit, {"a": first, "b": 1 - first}, {"a": 0.5, "b": 0.5}, "en", 0)["pairs"]
     assert pair["p"] < 0.05 and (pair["only_first_right"], pair["only_second_right"]) == (10, 2)
     assert pair["better"] is None
+
+
+@pytest.mark.slow
+def test_of_two_equally_good_models_the_one_that_drew_the_sample_is_not_better(monkeypatch):
+    """Each flags 300 texts that the other does not, 80 % of them commerce, and only those of the first are oversampled:
+    by McNemar's test on the labels alone it would be better in half of the samples.
+    """
+    monkeypatch.setattr("prefilter_common.statistics.survey.DRAWS", 800)
+    rng, runs = np.random.default_rng(4), 300
+    n = np.arange(20_000)
+    commerce = (n < 1_000) & (n % 5 > 0)
+    first, second = (n < 300) | (n >= 600) & (n < 1_000), (n >= 300) & (n < 1_000)
+    strata = [np.flatnonzero(first), np.flatnonzero(~first)]
+    stratum, sizes = np.repeat([0, 1], 200), np.array([len(members) for members in strata])
+    shown, told = 0, 0
+    for seed in range(runs):
+        units = np.concatenate([rng.choice(members, 200, replace=False) for members in strata])
+        sample, right = (
+            Sample(stratum, sizes, np.ones(400)),
+            [flags[units] == commerce[units] for flags in (first, second)],
+        )
+        low, high = difference(sample, stratum, *right, seed)
+        shown += low > 0 or high < 0
+        # A model that flags none of the commerce is worse, and is found to be.
+        low, high = difference(sample, stratum, right[0], ~commerce[units], seed)
+        told += low > 0
+    assert shown <= 0.07 * runs and told == runs, (shown, told)
+
+
+def test_several_pairs_are_corrected_for(tmp_path):
+    """Six disputed articles of each pair, all of them for the same model: p is 0.03 each, 0.09 for three pairs."""
+    base = {"title": "t", "copies": 1, "language": "en", "why": "models disagree", "stratum": "s", "label": 1}
+    rows = [{**base, "content": f"x{i}", "stratum_size": 6} for i in range(6)]
+    audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
+    high, low = np.full(6, 0.9), np.full(6, 0.1)
+    for scores, better in (({"a": high, "b": low}, "a"), ({"a": high, "b": low, "c": low}, None)):
+        pair = audit_section(audit, scores, dict.fromkeys(scores, 0.5), "en", 0)["pairs"][0]
+        assert pair["p"] == pytest.approx(2 / 64) and pair["better"] == better
 
 
 def test_the_slices_of_an_audit_are_the_worst_first(tmp_path):

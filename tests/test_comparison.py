@@ -136,5 +136,5 @@ def test_better_is_said_only_where_it_is_supported():
     close, poor = result["models"]["close"], result["models"]["poor"]
     assert poor["best_is_better"] and poor["verdict"].startswith("best is better than poor: ")
     assert not close["best_is_better"] and close["articles_needed"] > 190
-    assert "not distinguishable on these 190 articles; about" in close["verdict"]
+    assert "best is not shown to be better than close on these 190 articles; about" in close["verdict"]
     assert compare_with_best(labels, {"a": best == 1}, {"a": 1}, seed=0)["models"] == {}

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -171,7 +172,8 @@ def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: f
     if before.scores is not None and now.scores is not None:
         # Equally full bins of the reference; where many scores are equal there are fewer.
         edges = np.unique(np.quantile(before.scores, np.arange(1, SCORE_BINS) / SCORE_BINS))
-        bins = [np.searchsorted(edges, found, side="right").astype(str) for found in (before.scores, now.scores)]
+        names = np.array([f"{a:.6g} to {b:.6g}" for a, b in pairwise([0.0, *edges.tolist(), 1.0])])
+        bins = [names[np.searchsorted(edges, found, side="right")] for found in (before.scores, now.scores)]
         changes.append(mix_change("scores", bins[0].tolist(), bins[1].tolist(), max_psi))
     if before.languages is not None and now.languages is not None:
         common: set[str] = set()
@@ -224,12 +226,8 @@ def mix_change(what: str, before: Sequence[str], now: Sequence[str], bound: floa
     return {
         "what": what, "value": value, "interval": as_interval(low, high), "bound": bound,
         "changed": bool(value > bound and low > 0),
-        "detail": "; ".join(f"{_named(what, name)} {a:.1%} before, {b:.1%} now" for _, name, a, b in most),
+        "detail": "; ".join(f"{name}: {a:.1%} before, {b:.1%} now" for _, name, a, b in most),
     }  # fmt: skip
-
-
-def _named(what: str, name: str) -> str:
-    return f"bin {int(name) + 1}" if what == "scores" else name
 
 
 if __name__ == "__main__":

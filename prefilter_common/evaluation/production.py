@@ -25,7 +25,6 @@ from prefilter_common.statistics.prevalence import (
 )
 
 BEST_SAVING = "best_saving"
-NEVER = 1.000001  # no score reaches it: nothing is blocked
 ESTIMATED, AUDITED = "estimated from the traffic", "found by the audit"
 
 
@@ -149,24 +148,27 @@ def _points(model: Scored, prevalence: float, costs: Costs | None) -> dict[str, 
     """The operating points, and that of the best saving, which depends on the share of commerce."""
     points = dict(model.thresholds)
     if costs and model.validation:
-        points[BEST_SAVING] = best_saving_threshold(*model.validation, prevalence, costs)
+        best = best_saving_threshold(*model.validation, prevalence, costs)
+        if best is not None:
+            points[BEST_SAVING] = best
     return points
 
 
-def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: float, costs: Costs) -> float:
+def best_saving_threshold(labels: np.ndarray, scores: np.ndarray, prevalence: float, costs: Costs) -> float | None:
     """The threshold with the highest expected saving on (n,) validation articles that blocks at most 5 % of the
-    journalism there, whatever the costs.
+    journalism there, whatever the costs; None where none saves anything.
 
     Half a false alarm is added, or else a few journalism articles without one would show that there never is one.
     """
     present = np.unique(scores)
-    candidates = np.append((present[1:] + present[:-1]) / 2, NEVER)
+    candidates = (present[1:] + present[:-1]) / 2
     tp, fp, fn, tn = counts_at(labels, scores, candidates)
     found, blocked = tp / np.maximum(tp + fn, 1), (fp + 0.5) / (fp + tn + 1)
     gain = prevalence * found * costs["per_article"]
     loss = (1 - prevalence) * blocked * (costs["of_blocking"] - costs["per_article"])
-    total = np.where(tp + fp > 0, gain - loss, 0.0)
-    total[fp > MAX_BLOCKED * (fp + tn)] = -np.inf  # the last candidate, which blocks nothing, is always left
+    total = np.where(fp <= MAX_BLOCKED * (fp + tn), gain - loss, -np.inf)
+    if total.max(initial=0) <= 0:
+        return None
     return round(float(candidates[total.argmax()]), 12)  # as in choose_thresholds
 
 

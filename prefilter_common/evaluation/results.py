@@ -15,7 +15,7 @@ from prefilter_common.evaluation.report.content import Compared, Results, Sectio
 from prefilter_common.evaluation.report.page import write_page
 from prefilter_common.evaluation.run import Data, ErrorRow, ModelRow, Options
 from prefilter_common.evaluation.sections import Scored, worst_errors
-from prefilter_common.evaluation.traffic.audit import audit_section
+from prefilter_common.evaluation.traffic.audit import audit_section, sample_warnings
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
 from prefilter_common.evaluation.traffic.flags import main_language
 from prefilter_common.evaluation.traffic.labelling import LabelRow, require_unlabelled
@@ -74,7 +74,11 @@ def compare_models(
         "_traffic": traffic,
         "_production": production,
         "_audit": audit,
-        "_warnings": evaluation_warnings(integrity, traffic, models, options) + production_warnings(production),
+        "_warnings": [
+            *evaluation_warnings(integrity, traffic, models, options),
+            *production_warnings(production),
+            *sample_warnings(data.audit),
+        ],
         "_worst_errors": {name: worst_errors(data.test, model) for name, model in models.items()},
         "models": {name: row if "error" in row else {**row, "floor": floors[name]} for name, row in rows.items()},
     }

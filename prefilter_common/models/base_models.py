@@ -59,7 +59,10 @@ def one_line(error: Exception) -> str:
 
 
 def _unreachable(name: str, why: str) -> InputError:
+    from huggingface_hub import constants
+
+    retries = "" if constants.HF_HUB_OFFLINE else "; HF_HUB_OFFLINE=1 skips the hub's retries"
     return InputError(
-        f"{name}: not a directory, and no model hub provided it ({why}); without a hub, pass a directory or "
-        f"--model {PACKAGED_ENCODER}, the packaged encoder; HF_HUB_OFFLINE=1 skips the hub's retries"
+        f"{name}: not a directory, and no model hub provided it ({why}); without a hub, pass a directory or, for an "
+        f"encoder, --model {PACKAGED_ENCODER}, the packaged one{retries}"
     )

@@ -77,6 +77,15 @@ def load_base_model(name: str, max_length: int, seed: int) -> Checkpoint:
     return Checkpoint(model, tokenizer, contract)
 
 
+def _what_instead(directory: Path) -> str:
+    """What a directory without a checkpoint is."""
+    if not directory.is_dir():
+        return "no such model directory; check the path"
+    if engines := sorted(record.parent.name for record in directory.glob("*/engine.json")):
+        return f"contains no checkpoint, only {', '.join(engines)}; name that engine, or copy the whole model directory"
+    return "no config.json or adapter_config.json, so not a model; train one there or remove it"
+
+
 def load_checkpoint(directory: Path) -> Checkpoint:
     """A trained classifier in float32 on the CPU, in evaluation mode.
 
@@ -91,9 +100,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     directory = Path(directory)
     contract = read_contract(directory)
     if not any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise InputError(
-            f"{directory}: no config.json or adapter_config.json, so not a model; train one there or remove it"
-        )
+        raise InputError(f"{directory}: {_what_instead(directory)}")
     if contract and contract.tokenizer_sha256:
         check_tokenizer_file(directory / TOKENIZER_FILE, contract.tokenizer_sha256)
     with named_errors(str(directory)):

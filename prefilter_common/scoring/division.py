@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from prefilter_common.files import parse_json
+from prefilter_common.articles import BYTE_ORDER_MARK, decoded
 from prefilter_common.scoring.rows import ScoreRow
 
 
@@ -40,7 +40,6 @@ def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
 
 def _records(path: Path) -> Iterator[Any]:
     with path.open("rb") as lines:
-        for number, line in enumerate(lines):
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
-            if line.strip():
-                yield parse_json(line.decode("utf-8"))
+        for line in lines:
+            if line.removeprefix(BYTE_ORDER_MARK).strip():
+                yield decoded(line)

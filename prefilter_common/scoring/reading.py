@@ -105,5 +105,5 @@ class Reader:
 
 
 def sure(scores: np.ndarray, stage: Stage) -> np.ndarray:
-    """Which scores of a stage are outside its limits: (n,) bool."""
-    return (scores <= stage.low) | (scores >= stage.high)
+    """Which scores of a stage are outside its limits: (n,) bool; none are beyond a limit of 0 or 1."""
+    return (scores <= stage.low) & (stage.low > 0) | (scores >= stage.high) & (stage.high < 1)

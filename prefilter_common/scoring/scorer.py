@@ -142,17 +142,16 @@ class Scorer:
 
     @classmethod
     def _open_converted(cls, folder: Path, name: EngineName, threads: int | None) -> "Scorer":
-        make = f"python benchmark_inference.py --model {folder.parent}"
+        whole = any(folder.parent.glob("*config.json"))
+        make = f"python benchmark_inference.py --model {folder.parent} makes it" if whole else "unpack its bundle again"
         if not is_current(folder):
-            raise Unavailable(folder.parent, f"has no intact {name} made from this checkpoint; {make} makes it")
+            raise Unavailable(folder.parent, f"has no intact {name} made from this checkpoint; {make}")
         try:
             return cls(open_converted(folder, name, threads), *load_converted(folder))
         except InputError:
             raise
         except Exception as error:  # the libraries' errors share no other class
-            raise Unavailable(
-                folder, f"cannot be read ({one_line(error)}); delete it, and {make} makes it again"
-            ) from error
+            raise Unavailable(folder, f"cannot be read ({one_line(error)}); delete it, and {make}") from error
 
     def with_files_of(self, directory: Path, stages: Sequence[Stage]) -> tuple[Stage, ...]:
         """Load what these stages need from a model directory. Returns those that this engine can then run."""

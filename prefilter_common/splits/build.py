@@ -32,7 +32,6 @@ from prefilter_common.splits.cleaning import (
 )
 from prefilter_common.splits.grouping import divide, in_order
 from prefilter_common.splits.manifest import (
-    CLEANING,
     BuildSettings,
     Manifest,
     check_folder,
@@ -72,7 +71,8 @@ def build(options: BuildOptions, argv: Sequence[str] = ()) -> Manifest:
     log_discarded(rows)
     places, articles = kept_articles(rows)
     if not articles:
-        raise InputError(f"no row has both text and a score that decides its label: {discarded_by_reason(rows, 0)}")
+        reasons = ", ".join(f"{n:,} × {reason}" for reason, n in discarded_by_reason(rows, 0).items())
+        raise InputError(f"no row has both text and a score that decides its label: {reasons}")
     log.info(f"{len(articles)} of {len(rows)} rows have text and a label; looking for duplicates")
     division = divide(articles, previous, options.seed, options.group_by, options.test_after)
     rows = with_own_ids(rows, before=[article for article, _ in previous])
@@ -219,12 +219,12 @@ def read_previous(options: BuildOptions) -> list[tuple[Article, int]]:
 
 
 def log_discarded(rows: Sequence[Row]) -> None:
-    """Log the first unreadable lines, and where the rest are listed."""
+    """Log the first unreadable lines, and how many more there are."""
     bad = [row for row in rows if row.reason in (INVALID, NO_TEXT)]
     for row in bad[:MAX_LOGGED]:
         log.warning(f"{row.file}, line {row.line}: {row.reason}: {row.detail}")
     if len(bad) > MAX_LOGGED:
-        log.warning(f"… and {len(bad) - MAX_LOGGED} more; all are in {CLEANING}")
+        log.warning(f"… and {len(bad) - MAX_LOGGED:,} more")
 
 
 def check_splits(splits: dict[str, list[Article]]) -> None:

@@ -15,9 +15,8 @@ from typing import Any, TypedDict
 import ftfy
 from inscriptis import get_text
 
-from prefilter_common.articles import COMMERCE, JOURNALISM, Article
+from prefilter_common.articles import COMMERCE, JOURNALISM, Article, decoded
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json
 
 INVALID, NO_TEXT, NO_SCORE, MIDDLE, REPEATED = (
     "invalid line", "missing text", "no score", "score in the middle", "repeated row",
@@ -120,7 +119,7 @@ def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
 def read_row(file: str, number: int, line: bytes) -> Row:
     """Decode, check and clean one line. An article without an id of its own gets one derived from its text."""
     try:
-        record = parse_json(line.decode("utf-8-sig"))
+        record = decoded(line)
         if isinstance(record, dict) and not _has_text(record):
             return Row(file, number, None, NO_TEXT, "neither title nor content")
         article = Article.from_record(record)

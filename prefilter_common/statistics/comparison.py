@@ -199,4 +199,4 @@ def _verdict_on_f1(best: str, name: str, row: ModelComparison, n: int) -> str:
         more = "both are right equally often, so no number of articles can be named that would tell"
     else:
         more = f"about {row['articles_needed']:,} would be needed, if the difference seen is real"
-    return f"{best} and {name}: not distinguishable on these {n} articles; {more}"
+    return f"{best} is not shown to be better than {name} on these {n} articles; {more}"

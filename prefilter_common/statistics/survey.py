@@ -105,6 +105,27 @@ def production(
     return Production(intervals=intervals, **known)  # type: ignore[typeddict-item]
 
 
+def difference(
+    sample: Sample, kind: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int
+) -> tuple[float, float]:
+    """The limits of the share of the population for which only ``first`` holds, less that for which only ``second``
+    does, from draws as in ``production``.
+
+    Args:
+        kind: (n,) whole numbers, which kind of stratum each unit was drawn from.
+        first, second: (n,) bool, such as whether each of two models decides a unit rightly.
+    """
+    weights, rng, total = sample.weights, np.random.default_rng(seed), np.zeros(DRAWS)
+    for value in np.unique(kind):
+        of_kind = kind == value
+        apart = of_kind & (first != second)
+        left = _share_left(sample, of_kind)
+        differ = _draws(rng, (first != second)[of_kind], weights[of_kind], left)
+        total += weights[of_kind].sum() * differ * (2 * _draws(rng, first[apart], weights[apart], left) - 1)
+    low, high = np.quantile(total / weights.sum(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
 def _rates(n: dict[tuple[bool, bool], np.ndarray]) -> dict[str, np.ndarray]:
     """The four rates from the articles by (flagged, commerce)."""
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -57,10 +57,10 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
     n_parameters, n_trainable = _count_parameters(checkpoint)
     effective_batch = recipe.articles_per_step(trainer.args.world_size)
     log.info(
-        f"{len(data.articles)} articles, {recipe.epochs} epochs | {n_parameters / 1e6:.1f} M parameters, "
-        f"{n_trainable / 1e6:.2f} M trainable | {recipe.precision} | effective batch {effective_batch} = "
-        f"{recipe.batch_size} articles x {recipe.gradient_accumulation_steps} accumulation steps x "
-        f"{trainer.args.world_size} processes"
+        f"articles {len(data.articles)} | epochs {recipe.epochs} | {n_parameters / 1e6:.1f} M parameters, "
+        f"{n_trainable / 1e6:.2f} M trainable | {recipe.precision} | effective batch {effective_batch}: "
+        f"{recipe.batch_size} per process, accumulation steps {recipe.gradient_accumulation_steps}, processes "
+        f"{trainer.args.world_size}"
     )
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -161,13 +161,13 @@ def _ms(candidate: Candidate) -> float:
 
 def _figures(c: Candidate) -> str:
     latency = "CPU latency not measured" if c["cpu_ms"] is None else f"{c['cpu_ms']:.0f} ms on the CPU"
-    return f"precision {c['precision']:.1%}, recall {c['recall']:.1%}, F1 {c['f1']:.1%}, {latency}"
+    source = " in the audit" if c["source"] == "audit" else ""
+    return f"precision {c['precision']:.1%}, recall {c['recall']:.1%}, F1 {c['f1']:.1%}{source}, {latency}"
 
 
 def _reason(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
-    source = "" if best["source"] == "test" else " in the audit"
     lead = _lead(best, rivals, beaten, n_models, by_speed)
-    where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)}{source})"
+    where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)})"
     if best["tier"] == "target":
         return f"{where} meets every target that was measured{lead}."
     missed = ", ".join(_shown(key) for key in best["misses"]["target"])

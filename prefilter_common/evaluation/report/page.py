@@ -108,8 +108,8 @@ def _exact_span(interval: Sequence[float] | None) -> str:
 
 
 def _money(value: float) -> str:
-    """An amount in the currency that the costs were given in."""
-    return f"{value:,.2f}".replace("-", "−")
+    """An amount in the currency that the costs were given in, which may be fractions of a cent."""
+    return (f"{value:,.2f}" if abs(value) >= 1 or not value else f"{value:.2g}").replace("-", "−")
 
 
 def _points(value: float) -> str:

@@ -12,9 +12,9 @@ from prefilter_common.articles import COMMERCE, Article, labels_of, load_article
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import MIN_ARTICLES, Slice, article_slices, crossed_slices
 from prefilter_common.evaluation.traffic.flags import traffic_slices
-from prefilter_common.statistics.comparison import ALPHA, mcnemar
+from prefilter_common.statistics.comparison import ALPHA, holm, mcnemar
 from prefilter_common.statistics.metrics import CONFIDENCE
-from prefilter_common.statistics.survey import Production, Sample, production
+from prefilter_common.statistics.survey import Production, Sample, difference, production
 
 KEYS = ("stratum", "stratum_size", "copies", "why")
 # With a larger share missing, the labels are a selection, and say nothing of the traffic as a whole.
@@ -102,6 +102,17 @@ class AuditSection(TypedDict):
     pairs: list[PairAudit]
 
 
+def sample_warnings(audit: Audit | None) -> list[str]:
+    """Why the labels of an audit sample measure nothing, in a sentence."""
+    if audit is None or audit.flags is None or audit.random:
+        return []
+    return [
+        f"the labels of --audited are no random sample, and measure neither precision nor recall: {audit.skipped:.0%} "
+        f"of the rows before the last label have none, and {audit.unlabelled:.0%} of the traffic is in parts without "
+        "one; fill them in from the first row on, without gaps"
+    ]
+
+
 def read_audit(path: Path) -> Audit:
     """The rows of ``audit_<model>.jsonl`` or ``review_queue_<model>.jsonl`` that have a label. Raises InputError."""
     rows = load_articles(path)
@@ -174,7 +185,7 @@ def audit_section(
             for name, flagged in flags.items()
             if audit.random
         },
-        "pairs": [_pair(audit, commerce, flags, pair, named) for pair in combinations(flags, 2)],
+        "pairs": _pairs(audit, commerce, flags, named, seed),
     }
 
 
@@ -206,21 +217,29 @@ def _of(
     }
 
 
-def _pair(
-    audit: Audit, commerce: np.ndarray, flags: Mapping[str, np.ndarray], pair: tuple[str, str], parts: Sequence[Slice]
-) -> PairAudit:
-    """Who is right where two models decide differently: McNemar's test on the labelled articles.
+def _pairs(
+    audit: Audit, commerce: np.ndarray, flags: Mapping[str, np.ndarray], parts: Sequence[Slice], seed: int
+) -> list[PairAudit]:
+    """Who is right where two models decide differently: McNemar's test, after Holm's correction for the pairs.
 
-    A model is better where the test says so and the weights agree, since articles that only one of the two flags may
-    have been drawn more often than those that only the other does.
+    Articles that only one of the two flags may have been drawn more often than those that only the other does. So a
+    model is better where the weights agree and, by an audit sample, the difference in the whole traffic is not 0.
     """
-    first, second = (flags[name] == commerce for name in pair)
-    only = int((first & ~second).sum()), int((second & ~first).sum())
-    p = mcnemar(*only)
-    weighted = float((audit.sample.weights * (first.astype(int) - second)).sum())
-    agree = weighted * (only[0] - only[1]) > 0
-    better = pair[int(only[1] > only[0])] if p < ALPHA and agree else None
-    disputed = flags[pair[0]] != flags[pair[1]]
-    by_slice = {part.name: int((disputed & part.members).sum()) for part in parts}
-    return {"models": list(pair), "n_disputed": sum(only), "disputed_by_slice": by_slice, "only_first_right": only[0],
-            "only_second_right": only[1], "p": p, "better": better, "confidence": CONFIDENCE}  # fmt: skip
+    pairs = list(combinations(flags, 2))
+    right = {name: flagged == commerce for name, flagged in flags.items()}
+    only = [(int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())) for a, b in pairs]
+    p = [mcnemar(*split) for split in only]
+    found: list[PairAudit] = []
+    for (a, b), (only_a, only_b), own_p, adjusted in zip(pairs, only, p, holm(p), strict=True):
+        low, high = difference(audit.sample, audit.kind, right[a], right[b], seed)
+        if audit.flags is None:  # a review queue is drawn from what models dispute
+            low = high = float((audit.sample.weights * (right[a].astype(int) - right[b])).sum())
+        disputed = flags[a] != flags[b]
+        by_slice = {part.name: int((disputed & part.members).sum()) for part in parts}
+        better = a if only_a > only_b and low > 0 else b if only_b > only_a and high < 0 else None
+        found.append({
+            "models": [a, b], "n_disputed": only_a + only_b, "disputed_by_slice": by_slice, "only_first_right": only_a,
+            "only_second_right": only_b, "p": own_p, "better": better if adjusted < ALPHA else None,
+            "confidence": CONFIDENCE,
+        })  # fmt: skip
+    return found
