@@ -89,6 +89,15 @@ def test_decisions_are_compared_on_distinct_texts_traffic_first():
     assert Data(test, test).comparing(100).all_more == []
 
 
+def test_an_update_of_a_story_that_a_stage_was_fitted_on_does_not_judge_it():
+    """A feed whose second half has the stories of the first again, with other words, and ten without a title."""
+    week = [Article(f"story {i % 50}" if i < 100 else "", f"text {i}") for i in range(110)]
+    data = Data([], [], traffic=[*week[:50], *week[100:105], *week[50:100], *week[105:]]).comparing(1000)
+    assert len(data.unseen) == 110
+    unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
+    assert unseen == week[105:]
+
+
 def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted_on():
     """Unlabelled articles may be given to be fitted on and, by mistake, to be compared on as well."""
     both = articles(40)

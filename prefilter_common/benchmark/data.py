@@ -78,12 +78,13 @@ class Data:
         held_out = list(capped(held_out, rest - n_val))
         fitting = list(capped(fitting, rest - n_val - len(held_out)))
         more = {"traffic": [*later, *earlier], "train": [*held_out, *fitting], "val": capped(val, n_val)}
+        chosen = replace(self, more={role: part for role, part in more.items() if part})
         sizes = [len(later), len(earlier), len(held_out), len(fitting), n_val]
-        return replace(
-            self,
-            more={role: part for role, part in more.items() if part},
-            unseen=np.repeat([True, False, True, False, False], sizes),
-        )
+        unseen = np.repeat([True, False, True, False, False], sizes)
+        # Nor is a text unseen whose story, by its title, a stage was fitted on, as in ``stages.soft_labels``.
+        stories = {article.title for article in self.fitting} - {""}
+        other = np.array([article.title not in stories for article in chosen.all_more], dtype=bool)
+        return replace(chosen, unseen=unseen & other)
 
     @property
     def all_more(self) -> list[Article]:

@@ -33,7 +33,8 @@ class Reference:
 
     ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
     other articles on which decisions are compared, and ``unseen`` (k,) bool: on which of them no stage was fitted or
-    chosen; ``operations`` maps a part of the model and the shape of a batch to the operations of its forward pass.
+    chosen; ``distinct`` (m,) places of test articles with different texts, on which fidelity is judged; ``operations``
+    maps a part of the model and the shape of a batch to the operations of its forward pass.
     """
 
     contract: Contract
@@ -44,6 +45,7 @@ class Reference:
     cascade: Cascade
     more: np.ndarray
     unseen: np.ndarray
+    distinct: np.ndarray
 
 
 class Machine(TypedDict):
@@ -196,9 +198,10 @@ def judge(
     """How close a configuration's (n,) and (k,) scores are to the reference's, and why it is refused, or None."""
     # The articles that stages were chosen or fitted on would flatter them.
     judged = reference.unseen if configuration.stages else np.ones(len(more), dtype=bool)
+    labels, own = reference.labels, reference.distinct
     fidelity = compare_scores(
-        reference.labels, reference.scores, scores, reference.contract.thresholds, SEED,
-        (reference.more[judged], more[judged]),
+        None if labels is None else labels[own], reference.scores[own], scores[own], reference.contract.thresholds,
+        SEED, (reference.more[judged], more[judged]),
     )  # fmt: skip
     # The reference differs from itself only by rounding, but a score may lie that close to a threshold.
     if configuration == Configuration(REFERENCE, reference.contract.max_length):

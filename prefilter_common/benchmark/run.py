@@ -28,6 +28,7 @@ from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of
 from prefilter_common.benchmark.timing import Worker
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
+from prefilter_common.evaluation.traffic.coverage import distinct_texts
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import read_contract
 from prefilter_common.scoring.engines.conversion import convert
@@ -95,8 +96,6 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
     scores = scorer.score(data.test, batch_size)
     per_second = len(scores) / (time.perf_counter() - start)
     data = data.comparing(texts_worth_comparing(options.tolerance, per_second))
-    # On which training articles an earlier run's stages were fitted is not known.
-    n_known = len(data.unseen) if cascade.notes else len(data.more.get("traffic", ()))
     reference = Reference(
         contract=replace(scorer.contract, stages=cascade.stages),
         scores=scores,
@@ -105,14 +104,16 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         operations=operations(scorer.engine),
         cascade=cascade,
         more=scorer.score(data.all_more, batch_size),
-        unseen=data.unseen & (np.arange(len(data.unseen)) < n_known),
+        # On which texts the stages of an earlier run were fitted is not known.
+        unseen=data.unseen & bool(cascade.notes),
+        distinct=distinct_texts(data.test)[0],
     )
     return reference, data
 
 
 def articles_of(reference: Reference, data: Data) -> Articles:
     """A part of the conditions."""
-    compared = {"test": len(data.test), **{role: len(part) for role, part in data.more.items()}}
+    compared = {"test": len(reference.distinct), **{role: len(part) for role, part in data.more.items()}}
     return {
         "median_characters": round(float(np.median([len(article.content) for article in data.test]))),
         "lengths_like": None if data.lengths_like is None else str(data.lengths_like),
