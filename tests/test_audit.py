@@ -57,6 +57,33 @@ def test_the_estimates_are_unbiased_and_the_intervals_hold_the_truth(monkeypatch
             assert np.mean(found) == pytest.approx(truth[name][rate], abs=0.02, rel=0.05), (name, rate)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("repeated", [False, True])
+def test_the_intervals_of_a_part_and_of_repeated_texts_hold_the_truth(monkeypatch, repeated):
+    """A part that is no stratum, or texts that occur up to 50 times: how many articles it has is not known."""
+    monkeypatch.setattr("prefilter_common.statistics.survey.DRAWS", 800)
+    rng, runs = np.random.default_rng(1), 300
+    commerce, luck = rng.random(10_000) < 0.07, rng.random(10_000)
+    flagged = np.where(commerce, luck < 0.85, luck < 0.02)
+    copies = np.minimum(rng.zipf(2.0, 10_000), 50) if repeated else np.ones(10_000, int)
+    part = np.ones(10_000, bool) if repeated else rng.random(10_000) < 0.1
+    truth = {
+        "prevalence": np.average(commerce[part], weights=copies[part]),
+        "false_positive_rate": np.average(flagged[part & ~commerce], weights=copies[part & ~commerce]),
+    }
+    strata, stratum = [np.flatnonzero(flagged), np.flatnonzero(~flagged)], np.repeat([0, 1], [200, 400])
+    held = dict.fromkeys(truth, 0)
+    for seed in range(runs):
+        units = np.concatenate([rng.choice(m, k, replace=False) for m, k in zip(strata, (200, 400), strict=True)])
+        sample = Sample(stratum, np.array([len(members) for members in strata]), copies[units])
+        inside = None if repeated else part[units]
+        found = production(sample, stratum, commerce[units], flagged[units], True, seed, inside)
+        for rate, true in truth.items():
+            low, high = found["intervals"][rate]
+            held[rate] += low - 1e-4 <= true <= high + 1e-4
+    assert min(held.values()) >= 0.92 * runs, held
+
+
 def test_a_miss_that_was_not_drawn_is_not_no_miss():
     stratum = np.repeat([0, 1], [50, 100])
     commerce, flagged = stratum == 0, stratum == 0

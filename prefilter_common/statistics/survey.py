@@ -66,9 +66,10 @@ def production(
     """What a model does to the population, or to a part of it, from a labelled sample.
 
     The values are Hájek's ratio estimators. The intervals come from draws of what the sample leaves open (generalised
-    fiducial inference, Hannig 2009): within each ``kind`` of stratum how many articles are flagged, and among those
-    flagged and not flagged how many are commerce. So no miss found is not taken for none. Strata of one kind, which are
-    drawn in proportion to their size, count as one; that can only widen the intervals.
+    fiducial inference, Hannig 2009): within each ``kind`` of stratum how many articles there are, how many of them are
+    in the part, how many of these are flagged, and among those flagged and not flagged how many are commerce. So no
+    miss found is not taken for none. Strata of one kind, which are drawn in proportion to their size, count as one;
+    that can only widen the intervals.
 
     Args:
         kind: (n,) whole numbers, which kind of stratum each unit was drawn from.
@@ -82,8 +83,11 @@ def production(
     part = np.ones(len(kind), bool) if inside is None else inside
     totals = {(f, c): np.zeros(DRAWS) for f in (True, False) for c in (True, False)}
     for value in np.unique(kind[part]):
-        of_kind = part & (kind == value)
-        size, left = float(weights[of_kind].sum()), _share_left(sample, of_kind)
+        whole = kind == value
+        of_kind, left = part & whole, _share_left(sample, whole)
+        size = weights[whole].sum() * _factors(rng, sample.copies[whole], left)
+        if inside is not None:
+            size = size * _draws(rng, inside[whole], weights[whole], left)
         some = flagged[of_kind]
         is_flagged = np.full(DRAWS, float(some[0])) if by_flags else _draws(rng, some, weights[of_kind], left)
         for f, of_size in ((True, is_flagged), (False, 1 - is_flagged)):
@@ -154,6 +158,12 @@ def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, le
     a, b = k + upper, n - k + ~upper
     drawn = rng.beta(np.maximum(a, 1e-9), np.maximum(b, 1e-9))
     return np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, drawn))
+
+
+def _factors(rng: np.random.Generator, copies: np.ndarray, left: float) -> np.ndarray:
+    """(DRAWS,) by what factor the articles of all units may differ from an estimate by the copies of those drawn."""
+    variance = left * copies.var() / copies.mean() ** 2 / len(copies)
+    return rng.gamma(1 / variance, variance, DRAWS) if variance > 0 else np.ones(DRAWS)
 
 
 def _share_left(sample: Sample, chosen: np.ndarray) -> float:
