@@ -12,7 +12,10 @@ from scipy.special import expit
 
 from prefilter_common.articles import load_articles
 from prefilter_common.benchmark.stages.cascade import Cascade, choose_cascade, store_cascade
-from prefilter_common.benchmark.stages.early_exit import choose_exits, fit_exit, states_of
+from prefilter_common.benchmark.stages.early_exit import Exits, choose_exits, fit_exit, states_of
+from prefilter_common.benchmark.stages.first_stage import decided_by_first
+from prefilter_common.benchmark.stages.limits import changed_share
+from prefilter_common.benchmark.stages.soft_labels import stories_of
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
@@ -170,6 +173,31 @@ def test_what_the_exits_change_is_within_what_they_may(noise):
     assert 0 < wrong / len(sign) < 0.015 and left.mean() < 0.9
 
 
+def test_each_exit_may_change_its_part_of_what_those_before_have_left(monkeypatch):
+    """Those that judge the texts that an exit is fitted on were fitted without them: of noise they know nothing."""
+    calls = []
+
+    def limits(full, own, may, thresholds, change):
+        calls.append((full, own, may.copy(), change))
+        return 0.45, 0.55
+
+    monkeypatch.setattr("prefilter_common.benchmark.stages.early_exit.limits_of", limits)
+    left = np.arange(2600) % 5 > 0
+    exits = chosen([3.0, 3.0], changed=0.08, left=left)
+    assert [stage.layers for stage in exits.stages] == [2, 4]
+    (full, own, may, change), (_, _, later, rest) = calls
+    decided = left & ((own <= 0.45) | (own >= 0.55))
+    assert change == 0.08 / 2 / 2 and (may == left).all() and (later == left & ~decided).all()
+    assert rest == (0.08 - changed_share(full, own, decided, THRESHOLDS)) / 2
+    # With 500 columns of noise for 2,000 texts an exit that has seen a text says what it was told.
+    calls.clear()
+    rng, labels = np.random.default_rng(0), np.arange(300) % 2
+    full = np.where(rng.random(2600) < 0.5, 0.01, 0.99)
+    noise = rng.normal(size=(2600, 500))
+    choose_exits({2: noise[:600]}, {2: noise[600:]}, np.arange(2000) // 2, labels, full, left | True, THRESHOLDS, 0.01)
+    assert abs(np.corrcoef(calls[0][1][600:], full[600:])[0, 1]) < 0.1
+
+
 def test_what_is_decided_before_does_not_count():
     """Only the hard texts are left to it: fewer are decided, and of these not a tenth, so that it is not kept."""
     hard = np.random.default_rng(3).random(2600) < 0.5
@@ -265,6 +293,39 @@ class TellingEngine(PartsEngine):
         if number == 0:
             inputs = np.repeat(self(inputs, None)[:, None, None], inputs.shape[1], axis=1) * np.ones(WIDTH)
         return inputs if number < 2 else inputs[:, 0, 0]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_exits_get_what_the_first_stage_has_left(tokenizer, articles, monkeypatch, kept):
+    """Texts, and changes that may be made; and the first stage is judged on stories that it was not fitted on."""
+    seen, cascade = {}, "prefilter_common.benchmark.stages.cascade"
+    stage = Stage("linear", 1.0, 0.4, 0.6, coverage=0.99, sha256="0" * 64) if kept else None
+
+    def first(own, known, labels, both, unseen, thresholds, share):
+        seen.update(own=own, known=known, both=both, unseen=unseen, share=share)
+        return stage, {}
+
+    def exits(states, fitting, stories, labels, both, left, thresholds, changed):
+        seen.update(left=left, changed=changed, stories=stories)
+        return Exits((), b"", {})
+
+    monkeypatch.setattr(f"{cascade}.choose_first_stage", first)
+    monkeypatch.setattr(f"{cascade}.choose_exits", exits)
+    scorer = Scorer(PartsEngine(), tokenizer, Contract(max_length=512))
+    labelled = [replace(article, label=i % 2) for i, article in enumerate(articles)]
+    choose_cascade(scorer, labelled, articles, 16, 0.02)
+    n, texts = 2 * len(labelled), 2 * len(articles)
+    assert seen["share"] == 0.02 / 8 and len(seen["known"]) == n and len(seen["both"]) == n + texts
+    assert seen["stories"].tolist() == 2 * stories_of(articles).tolist()
+    assert any(len(ids) < len(whole) for whole, ids in zip(seen["known"], seen["known"][n // 2 :], strict=False))
+    assert len(seen["unseen"][1]) == texts and seen["unseen"][1].min() < 1  # some of their tokens were not known
+    if not kept:
+        assert seen["left"].all() and seen["changed"] == 0.02 / 2
+        return
+    decided, scores = decided_by_first(stage, seen["own"], seen["known"], seen["unseen"])
+    assert 0 < decided.sum() < len(decided) and (seen["left"] == ~decided).all()
+    spent = 2 * changed_share(seen["both"], scores, decided, THRESHOLDS)
+    assert seen["changed"] == (0.02 - spent) / 2
 
 
 def test_the_exits_of_a_cascade_are_stored_and_used(tmp_path, tokenizer, articles, monkeypatch):

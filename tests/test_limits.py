@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from prefilter_common.benchmark.stages.limits import MARGINS, choose_short_read, limits_of
+from prefilter_common.benchmark.stages.limits import MARGINS, changed_share, choose_short_read, limits_of
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
 
@@ -23,6 +23,14 @@ def articles():
     full = expit(6.0 * sign)
     short = expit(np.where(hard, rng.normal(0, 0.5, 400), 6 * sign))
     return labels, full, short, np.full(400, 400), hard
+
+
+def test_the_share_that_a_stage_changes_counts_one_more_for_each_limit():
+    """Of five texts it decides four, one as commerce that the full read calls journalism at 0.8, one the other way."""
+    full, own = np.array([0.9, 0.7, 0.9, 0.1, 0.9]), np.array([0.9, 0.9, 0.1, 0.1, 0.1])
+    decided = np.array([True, True, True, True, False])
+    assert changed_share(full, own, decided, THRESHOLDS) == (2 + 2) / (5 + 1)
+    assert changed_share(full, own, np.zeros(5, dtype=bool), THRESHOLDS) == 2 / 6
 
 
 def test_only_the_unsure_articles_are_read_again(articles):
