@@ -1,3 +1,4 @@
+import gzip
 import json
 import tracemalloc
 
@@ -81,6 +82,15 @@ def test_labels_are_needed_only_where_asked_for(tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"title": "t", "content": "c", "label": None}])
     assert load_articles(path)[0].label is None
     assert '"label" is missing' in error_of(path, require_labels=True)
+
+
+def test_joined_files_and_compressed_ones(tmp_path):
+    part = '\ufeff{"title": "a", "content": "b"}\n'
+    (tmp_path / "joined.jsonl").write_text(part + part, encoding="utf-8")
+    assert [article.title for article in read_articles(tmp_path / "joined.jsonl")] == ["a", "a"]
+    (tmp_path / "feed.jsonl.gz").write_bytes(gzip.compress(part.encode()))
+    with pytest.raises(InputError, match=r"line 1: the file is compressed; decompress it first"):
+        load_articles(tmp_path / "feed.jsonl.gz")
 
 
 def test_missing_empty_and_unreadable_files(tmp_path):

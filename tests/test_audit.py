@@ -1,12 +1,14 @@
 """From a labelled stratified sample to precision and recall in production."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import write_jsonl
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
-from prefilter_common.evaluation.traffic.audit import audit_section, read_audit
+from prefilter_common.evaluation.traffic.audit import audit_section, read_audit, sample_warnings
 from prefilter_common.evaluation.traffic.labelling import audit_sample, review_queue
 from prefilter_common.statistics.survey import Sample, allocate, difference, production
 
@@ -183,6 +185,9 @@ def test_rows_that_were_picked_out_are_no_random_sample(tmp_path):
     assert everything.random and section["models"]["old"]["recall"] == 1
     audit, section = disputed_labels(tmp_path, lambda i: int(i < 50), lambda row: int(row["id"][1:]) % 3 > 0)
     assert audit.unlabelled == 0 and audit.skipped > 0.2 and section["models"] == {}
+    assert sample_warnings(audit) == []  # a review queue is not expected to be one
+    (warning,) = sample_warnings(replace(audit, flags=np.ones(len(audit.articles), dtype=bool)))
+    assert "measure neither precision nor recall" in warning and "without gaps" in warning
 
 
 def test_better_needs_the_weights_to_agree(tmp_path):

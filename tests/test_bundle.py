@@ -206,6 +206,18 @@ def test_where_its_engine_cannot_run_a_bundle_says_so(model, tmp_path, monkeypat
         Scorer.load(tmp_path / "m")
 
 
+def test_a_bundle_of_an_engine_is_not_said_to_be_no_model(model, tmp_path):
+    pack(model, tmp_path / "m.tar")
+    unpack(tmp_path / "m.tar", tmp_path / "m")
+    with pytest.raises(InputError, match=r"m: contains no checkpoint, only openvino-fp32; name that engine, or copy"):
+        Scorer.load(tmp_path / "m", engine="pytorch-fp32")
+    (tmp_path / "m" / "openvino-fp32" / "model.bin").unlink()
+    with pytest.raises(InputError, match=r"m: has no intact openvino-fp32 .*; unpack its bundle again$"):
+        Scorer.load(tmp_path / "m", engine="openvino-fp32")
+    with pytest.raises(InputError, match=r"nowhere: no such model directory; check the path"):
+        Scorer.load(tmp_path / "nowhere", engine="pytorch-fp32")
+
+
 @pytest.mark.slow
 def test_an_unpacked_model_scores_as_before(trained, data_dir, tmp_path):
     articles = load_articles(data_dir / "test.jsonl")

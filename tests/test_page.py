@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prefilter_common.articles import Article, labels_of
-from prefilter_common.evaluation.report.page import write_page
+from prefilter_common.evaluation.report.page import _money, write_page
 from prefilter_common.evaluation.report.plots import Axes, near_one
 from prefilter_common.evaluation.results import choice_of, compare_models
 from prefilter_common.evaluation.run import Data, Options
@@ -138,6 +138,11 @@ def test_headings_descend_one_level_at_a_time_and_pictures_have_words(page):
     described = seen.attributes.count(("role", "img"))
     assert seen.tags.count("svg") == described + seen.attributes.count(("aria-hidden", "true"))
     assert seen.tags.count("figcaption") == described
+
+
+def test_an_amount_may_be_a_fraction_of_a_cent():
+    amounts = (0.0004, 0.25, 0, 1234.5, -42.28)
+    assert [_money(amount) for amount in amounts] == ["0.0004", "0.25", "0.00", "1,234.50", "−42.28"]
 
 
 def test_nothing_is_fetched_and_no_script_may_run(page):
