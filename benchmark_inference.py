@@ -179,10 +179,9 @@ def outputs_of(args: argparse.Namespace, directory: Path) -> tuple[Path, Path]:
     if args.device == "cpu":
         try:
             require_files(directory / RECOMMENDATION_FILE)
-        except InputError as error:
-            raise InputError(
-                f"{error}; the recommendation is kept there, so copy the model to another folder"
-            ) from None
+        except InputError:
+            fix = "copy the model to a folder that can be"
+            raise InputError(f"{directory}: is not writable, and the recommendation is kept in it; {fix}") from None
     return results, plot
 
 

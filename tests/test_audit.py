@@ -233,17 +233,6 @@ def test_of_two_equally_good_models_the_one_that_drew_the_sample_is_not_better(m
     assert shown <= 0.07 * runs and told == runs, (shown, told)
 
 
-def test_several_pairs_are_corrected_for(tmp_path):
-    """Six disputed articles of each pair, all of them for the same model: p is 0.03 each, 0.09 for three pairs."""
-    base = {"title": "t", "copies": 1, "language": "en", "why": "models disagree", "stratum": "s", "label": 1}
-    rows = [{**base, "content": f"x{i}", "stratum_size": 6} for i in range(6)]
-    audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
-    high, low = np.full(6, 0.9), np.full(6, 0.1)
-    for scores, better in (({"a": high, "b": low}, "a"), ({"a": high, "b": low, "c": low}, None)):
-        pair = audit_section(audit, scores, dict.fromkeys(scores, 0.5), "en", 0)["pairs"][0]
-        assert pair["p"] == pytest.approx(2 / 64) and pair["better"] == better
-
-
 def test_the_slices_of_an_audit_are_the_worst_first(tmp_path):
     rows = [
         {"title": "t", "content": f"x{i}", "copies": 1, "language": "el" if i < 40 else "en" if i < 160 else "hu",

@@ -200,9 +200,10 @@ def test_labels_that_are_given_during_a_run_are_not_overwritten(with_traffic, tm
 
     monkeypatch.setattr(evaluate_models, "evaluate_each", meanwhile)
     more = ["--models", "first", "--audit", 2, "--output", tmp_path, "--latency-samples", 1]
-    assert call(evaluate_models, [*flags, *more]) == 2
+    assert call(evaluate_models, [*flags, *more]) == 0
     assert "audit_first.jsonl: contains labels, which this run would overwrite" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["audit_first.jsonl"]
+    assert json.loads((tmp_path / "audit_first.jsonl").read_text(encoding="utf-8"))["label"] == 1
+    assert (tmp_path / "evaluation_results.json").is_file()
 
 
 def test_a_prevalence_that_is_given_twice_is_shown_once(with_traffic):

@@ -3,6 +3,7 @@ import pytest
 from scipy.special import expit
 
 from prefilter_common.benchmark.stages.limits import MARGINS, changed_share, choose_short_read, limits_of
+from prefilter_common.scoring.reading import outside
 
 THRESHOLDS = {"default": 0.5, "high_precision": 0.8}
 
@@ -31,6 +32,14 @@ def test_the_share_that_a_stage_changes_counts_one_more_for_each_limit():
     decided = np.array([True, True, True, True, False])
     assert changed_share(full, own, decided, THRESHOLDS) == (2 + 2) / (5 + 1)
     assert changed_share(full, own, np.zeros(5, dtype=bool), THRESHOLDS) == 2 / 6
+
+
+def test_nothing_is_beyond_a_limit_of_0_or_1():
+    """Where no limit is wide enough; a score may be rounded to either."""
+    scores = np.array([0.0, 0.2, 0.9, 1.0])
+    assert outside(scores, 0.0, 1.0).tolist() == [False] * 4
+    assert outside(scores, 0.2, 1.0).tolist() == [True, True, False, False]
+    assert outside(scores, 0.0, 0.9).tolist() == [False, False, True, True]
 
 
 def test_only_the_unsure_articles_are_read_again(articles):

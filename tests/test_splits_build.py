@@ -160,7 +160,7 @@ def test_a_build_keeps_the_labels_that_merge_has_corrected(tmp_path):
         manifest = build(tmp_path, rows, "--overwrite")
         labels = {article.id: article.label for article in load_articles(tmp_path / "out" / "train.jsonl")}
         assert labels[wrong.id] == answer["label"] and manifest["repaired_rows"] == {"label": 1}
-    for score in (5.0, None, 9.0 if answer["label"] else 1.0):
+    for score in (5.0, None, 9.0 if answer["label"] else 1.0, 1.0 if answer["label"] else 9.0):
         own = [{**row, "commerce_score": score} if row["id"] == wrong.id else row for row in rows]
         build(tmp_path, own, "--overwrite")
         assert {a.id: a.label for a in load_articles(tmp_path / "out" / "train.jsonl")}[wrong.id] == answer["label"]

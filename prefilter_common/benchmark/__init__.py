@@ -37,8 +37,8 @@ half of these, and a short read as much; early exits, what the first stage has l
 by others like it that were fitted without the article, and without others of its title. A stage that decides less than
 a tenth of what gets there, or a short read that saves less than a tenth of the tokens, is not kept. Each kind of stage
 alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on those training
-articles and that traffic on which no stage was fitted or chosen. Evaluation drops the stages, with a warning, when it
-changes a threshold.
+articles and that traffic on which no stage was fitted or chosen; stages of an earlier run, on test articles alone.
+Evaluation drops the stages, with a warning, when it changes a threshold.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, after the stages

@@ -70,7 +70,7 @@ def _int8_rate() -> float | None:
     )
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # as of the other two
+    options.intra_op_num_threads = torch.get_num_threads()  # as for fp32 and bf16
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     matrix = rng.integers(0, 255, (MATRIX, MATRIX), dtype=np.uint8)
     return _rate(lambda: session.run(None, {"a": matrix}))

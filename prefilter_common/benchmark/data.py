@@ -81,7 +81,7 @@ class Data:
         chosen = replace(self, more={role: part for role, part in more.items() if part})
         sizes = [len(later), len(earlier), len(held_out), len(fitting), n_val]
         unseen = np.repeat([True, False, True, False, False], sizes)
-        # Nor is a text unseen whose story, by its title, a stage was fitted on, as in ``stages.soft_labels``.
+        # A stage has seen a text where it was fitted on the same story, by its title, as in ``stages.soft_labels``.
         stories = {article.title for article in self.fitting} - {""}
         other = np.array([article.title not in stories for article in chosen.all_more], dtype=bool)
         return replace(chosen, unseen=unseen & other)

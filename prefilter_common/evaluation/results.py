@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefilter_common.articles import Article, labels_of
+from prefilter_common.errors import InputError
 from prefilter_common.evaluation.baseline import against_floor, baseline_row
 from prefilter_common.evaluation.choice.rules import Choice, choose
 from prefilter_common.evaluation.leakage import IntegritySection, integrity_section
@@ -83,11 +84,20 @@ def compare_models(
         "models": {name: row if "error" in row else {**row, "floor": floors[name]} for name, row in rows.items()},
     }
     compared: Compared = {**found, "_choice": choice_of(found)}
-    written = {options.output / f"{name}.jsonl": rows_to_label for name, rows_to_label in files.items()}
-    require_unlabelled(written)  # again: somebody may have begun to label meanwhile
-    for path, rows_to_label in written.items():
-        write_json_lines(path, rows_to_label)
+    _write_to_label(options.output, files)
     return compared
+
+
+def _write_to_label(folder: Path, files: Mapping[str, Sequence[LabelRow]]) -> None:
+    """Write review queues and audit samples, but none over labels that somebody has given meanwhile."""
+    for name, rows in files.items():
+        path = folder / f"{name}.jsonl"
+        try:
+            require_unlabelled([path])
+        except InputError as error:
+            log.warning(f"{error}; it is left as it is")
+        else:
+            write_json_lines(path, rows)
 
 
 def _traffic(

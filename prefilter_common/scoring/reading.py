@@ -105,5 +105,10 @@ class Reader:
 
 
 def sure(scores: np.ndarray, stage: Stage) -> np.ndarray:
-    """Which scores of a stage are outside its limits: (n,) bool; none are beyond a limit of 0 or 1."""
-    return (scores <= stage.low) & (stage.low > 0) | (scores >= stage.high) & (stage.high < 1)
+    """Which scores of a stage are outside its limits: (n,) bool."""
+    return outside(scores, stage.low, stage.high)
+
+
+def outside(scores: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Which scores are outside two limits: (n,) bool; none is beyond 0 or 1, which stand for no limit."""
+    return (scores <= low) & (low > 0) | (scores >= high) & (high < 1)

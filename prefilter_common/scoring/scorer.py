@@ -142,8 +142,9 @@ class Scorer:
 
     @classmethod
     def _open_converted(cls, folder: Path, name: EngineName, threads: int | None) -> "Scorer":
-        whole = any(folder.parent.glob("*config.json"))
-        make = f"python benchmark_inference.py --model {folder.parent} makes it" if whole else "unpack its bundle again"
+        make = f"python benchmark_inference.py --model {folder.parent} makes it"
+        if not any(folder.parent.glob("*config.json")):  # a bundle of one engine
+            make = "unpack its bundle again" if folder.is_dir() else "its bundle has another engine"
         if not is_current(folder):
             raise Unavailable(folder.parent, f"has no intact {name} made from this checkpoint; {make}")
         try:

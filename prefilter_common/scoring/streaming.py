@@ -168,7 +168,7 @@ def files(options: Options) -> list[Path]:
 def require_no_output(options: Options) -> None:
     """Raise InputError when an output exists, unless a killed run of the same command has put it in place."""
     ours = []
-    if named := files(options):
+    if (named := files(options)) and (partial_name(named[0]) / ROWS_FILE).is_file():  # else all are in place
         with suppress(OSError, ValueError):
             ours = (partial_name(named[0]) / DELIVERED_FILE).read_text(encoding="utf-8").splitlines()
     for path in named:

@@ -145,11 +145,11 @@ def label_rows(rows: Iterable[Row], rule: ScoreRule, answers: Mapping[str, int])
         if (article := row.kept) is not None:
             score = article.commerce_score
             label = rule.label(score)
-            answer = answers.get(text_hash(article), label)
-            if answer != label:
-                # Without the score that says otherwise, so that the next build keeps the answer too.
+            answer = answers.get(text_hash(article))
+            if answer is not None:
+                row = row if answer == label else replace(row, repairs=(*row.repairs, LABEL))
+                # Without its score, so that the next build keeps the answer too.
                 label, article = answer, replace(article, commerce_score=None)
-                row = replace(row, repairs=(*row.repairs, LABEL))
             elif label is None:
                 row = row.discard(NO_SCORE, '"commerce_score" is missing') if score is None else row.discard(MIDDLE)
             elif article.label not in (None, label):

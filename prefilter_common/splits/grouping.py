@@ -148,11 +148,11 @@ def hold_newest_out(
 
     Raises InputError.
     """
-    days = {i: published(articles[i]) for i in present.tolist()}
-    if not any(days.values()):
+    days = [published(article) for article in articles]
+    if not any(days):
         raise InputError("--test-after: no article has a date (published_date, published, date or pubDate)")
     newer = np.zeros(groups.max() + 1, bool)
-    newer[[groups[i] for i, published_on in days.items() if published_on and published_on > day]] = True
+    newer[[group for group, on in zip(groups.tolist(), days, strict=True) if on and on > day]] = True
     is_newer = newer[groups[present]]
     for torn, misplaced in (
         (is_newer & np.isin(fixed[present], (TRAIN, VAL)), f"articles published after {day} are in train or val"),

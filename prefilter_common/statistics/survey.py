@@ -125,7 +125,8 @@ def difference(
         apart = of_kind & (first != second)
         left = _share_left(sample, of_kind)
         differ = _draws(rng, (first != second)[of_kind], weights[of_kind], left)
-        total += weights[of_kind].sum() * differ * (2 * _draws(rng, first[apart], weights[apart], left) - 1)
+        size = weights[of_kind].sum() * _factors(rng, sample.copies[of_kind], left)
+        total += size * differ * (2 * _draws(rng, first[apart], weights[apart], left) - 1)
     low, high = np.quantile(total / weights.sum(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 

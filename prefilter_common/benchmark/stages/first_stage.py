@@ -8,7 +8,7 @@ import numpy as np
 from prefilter_common.benchmark.stages.limits import ENOUGH_ARTICLES, MIN_SAVED, TOO_FEW, StageNote, limits_of
 from prefilter_common.benchmark.stages.soft_labels import folds, soft_regression
 from prefilter_common.models.contract import LINEAR, Stage
-from prefilter_common.scoring.reading import sure
+from prefilter_common.scoring.reading import outside, sure
 from prefilter_common.scoring.stages.first_stage import TABLE_BITS, FirstStage, flattened, hashed, sigmoid
 from prefilter_common.statistics.calibration import fit_temperature
 
@@ -87,7 +87,7 @@ def choose_first_stage(
     own = sigmoid(np.concatenate([log_odds, unseen[0]]) / temperature)
     may = np.concatenate([coverage, unseen[1]]) >= needed
     low, high = limits_of(full, own, may, thresholds, change)
-    decided = (may & ((own <= low) | (own >= high)))[: 2 * n]
+    decided = (may & outside(own, low, high))[: 2 * n]
     if decided.mean() < MIN_SAVED:
         share = f"{decided.mean():.1%} of the validation articles and their cut copies, less than {MIN_SAVED:.0%}"
         return None, {"reason": f"within the tolerance it decides {share}"}

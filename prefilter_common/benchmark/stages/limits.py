@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import expit, logit
 
 from prefilter_common.models.contract import ENCODER, Stage
+from prefilter_common.scoring.reading import outside
 from prefilter_common.statistics.calibration import at_temperature, fit_temperature
 
 # How far beyond the thresholds a stage's score must lie to be final, in log-odds.
@@ -106,7 +107,7 @@ def choose_short_read(
         temperature = round(fit_temperature(labels[known], scores[known]), 4)
         own = at_temperature(scores, temperature)
         low, high = limits_of(full, own, cut, thresholds, change)
-        again = (cut & (low < own) & (own < high))[:n]
+        again = (cut & ~outside(own, low, high))[:n]
         tokens = float((np.minimum(n_tokens[:n], length).sum() + n_tokens[:n][again].sum()) / n_tokens[:n].sum())
         if tokens < best_tokens:
             best_tokens = tokens

@@ -12,7 +12,7 @@ from prefilter_common.articles import COMMERCE, Article, labels_of, load_article
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import MIN_ARTICLES, Slice, article_slices, crossed_slices
 from prefilter_common.evaluation.traffic.flags import traffic_slices
-from prefilter_common.statistics.comparison import ALPHA, holm, mcnemar
+from prefilter_common.statistics.comparison import ALPHA, mcnemar
 from prefilter_common.statistics.metrics import CONFIDENCE
 from prefilter_common.statistics.survey import Production, Sample, difference, production
 
@@ -185,7 +185,7 @@ def audit_section(
             for name, flagged in flags.items()
             if audit.random
         },
-        "pairs": _pairs(audit, commerce, flags, named, seed),
+        "pairs": [_pair(audit, commerce, flags, pair, named, seed) for pair in combinations(flags, 2)],
     }
 
 
@@ -217,29 +217,25 @@ def _of(
     }
 
 
-def _pairs(
-    audit: Audit, commerce: np.ndarray, flags: Mapping[str, np.ndarray], parts: Sequence[Slice], seed: int
-) -> list[PairAudit]:
-    """Who is right where two models decide differently: McNemar's test, after Holm's correction for the pairs.
+def _pair(
+    audit: Audit, commerce: np.ndarray, flags: Mapping[str, np.ndarray], pair: tuple[str, str], parts: Sequence[Slice],
+    seed: int,
+) -> PairAudit:  # fmt: skip
+    """Who is right where two models decide differently: McNemar's test on the labelled articles.
 
     Articles that only one of the two flags may have been drawn more often than those that only the other does. So a
     model is better where the weights agree and, by an audit sample, the difference in the whole traffic is not 0.
     """
-    pairs = list(combinations(flags, 2))
-    right = {name: flagged == commerce for name, flagged in flags.items()}
-    only = [(int((right[a] & ~right[b]).sum()), int((right[b] & ~right[a]).sum())) for a, b in pairs]
-    p = [mcnemar(*split) for split in only]
-    found: list[PairAudit] = []
-    for (a, b), (only_a, only_b), own_p, adjusted in zip(pairs, only, p, holm(p), strict=True):
-        low, high = difference(audit.sample, audit.kind, right[a], right[b], seed)
-        if audit.flags is None:  # a review queue is drawn from what models dispute
-            low = high = float((audit.sample.weights * (right[a].astype(int) - right[b])).sum())
-        disputed = flags[a] != flags[b]
-        by_slice = {part.name: int((disputed & part.members).sum()) for part in parts}
-        better = a if only_a > only_b and low > 0 else b if only_b > only_a and high < 0 else None
-        found.append({
-            "models": [a, b], "n_disputed": only_a + only_b, "disputed_by_slice": by_slice, "only_first_right": only_a,
-            "only_second_right": only_b, "p": own_p, "better": better if adjusted < ALPHA else None,
-            "confidence": CONFIDENCE,
-        })  # fmt: skip
-    return found
+    first, second = (flags[name] == commerce for name in pair)
+    only = int((first & ~second).sum()), int((second & ~first).sum())
+    p = mcnemar(*only)
+    if audit.flags is None:  # a review queue, which is drawn from what models dispute
+        low = high = float((audit.sample.weights * (first.astype(int) - second)).sum())
+    else:
+        low, high = difference(audit.sample, audit.kind, first, second, seed)
+    better = pair[0] if only[0] > only[1] and low > 0 else pair[1] if only[1] > only[0] and high < 0 else None
+    disputed = flags[pair[0]] != flags[pair[1]]
+    by_slice = {part.name: int((disputed & part.members).sum()) for part in parts}
+    return {"models": list(pair), "n_disputed": sum(only), "disputed_by_slice": by_slice, "only_first_right": only[0],
+            "only_second_right": only[1], "p": p, "better": better if p < ALPHA else None,
+            "confidence": CONFIDENCE}  # fmt: skip

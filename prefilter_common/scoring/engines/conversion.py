@@ -109,7 +109,7 @@ def is_current(folder: Path) -> bool:
 def _up_to_date(folder: Path, calibrated: bool) -> bool:
     """Whether a conversion was made as one is now and, where ``calibrated``, on training articles."""
     record = read_record(folder / ENGINE_FILE)
-    return record.get("version") == VERSION and bool(record.get("calibration_articles")) >= calibrated
+    return record.get("version") == VERSION and (not calibrated or bool(record.get("calibration_articles")))
 
 
 def load_converted(folder: Path) -> tuple[ArticleTokenizer, Contract]:
