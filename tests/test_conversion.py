@@ -169,7 +169,7 @@ def test_a_deployment_without_the_weights(model, articles):
     np.testing.assert_array_equal(Scorer.load(model, engine=NAME).score(articles), expected)
     (model / "cpu_benchmark.json").write_text(json.dumps({"engine": str(NAME), "max_length": 64, "stages": []}))
     assert Scorer.load(model).engine.name == NAME
-    with pytest.raises(InputError, match=r"no config\.json"):
+    with pytest.raises(InputError, match=r"contains no checkpoint, only openvino-fp32"):
         Scorer.load(model, engine="pytorch-fp32")
 
 

@@ -165,7 +165,7 @@ def test_an_interrupted_run_leaves_only_its_checkpoint(tmp_path, tiny_encoder, d
         (["--warmup-ratio", "1"], "not in [0, 1)"),
         (["--model", "not a/model/name"], "neither a directory nor a hub name"),
         (["--model", "splits"], "contains no config.json"),
-        (["--model", "someone/not-cached"], "packaged encoder"),
+        (["--model", "someone/not-cached"], "for an encoder, --model multilingual-e5-small"),
     ],
 )
 def test_bad_arguments_are_one_line_and_write_nothing(tmp_path, tiny_encoder, data_dir, capsys, flags, words):
