@@ -65,7 +65,7 @@ def cascade_of(
     if val:
         return choose_cascade(scorer, val, fitting, batch_size, max_changed)
     usable = scorer.with_files_of(directory, contract.stages)
-    reason = "the model has none that can be used; they are chosen on the CPU, on validation articles (--val-data)"
+    reason = "the model has none; on the CPU they are chosen on validation articles; pass --val-data"
     return Cascade(usable, {} if usable else {"stages": {"reason": reason}})
 
 
