@@ -11,10 +11,11 @@ directory. Thresholds are chosen on those, never on test articles, and written t
 threshold shown to reach ``--target-precision`` at the first ``--prevalence``. For 95 % at 5 % commerce that takes about
 1,456 journalism articles in validation without a false alarm; with fewer, the model has no such point, and a warning.
 
-Choice. Several models meet the targets: the fastest, unless they differ on traffic. Otherwise the one with the highest
-precision of those that meet the targets or, if none does, the minimum. None meets that: more data is needed. Each model
-counts at its ``default`` operating point, because picking among its points by their test figures would be tuning on the
-test set. A random sample of the traffic that was labelled (``--audited``) counts before the test set.
+Choice. Several models meet the targets: the fastest, if all were timed and do not differ on traffic. Otherwise the one
+with the highest precision of those that meet the targets or, if none does, the minimum. None meets that: more data is
+needed. Each model counts at its ``default`` operating point, because picking among its points by their test figures
+would be tuning on the test set. A random sample of the traffic that was labelled (``--audited``) counts before the test
+set.
 
 ``results/evaluation_results.json``, by key; intervals are [low, high], 95 %:
 

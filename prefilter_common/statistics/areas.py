@@ -19,8 +19,8 @@ RESAMPLED_AT_ONCE = 1_000_000
 def roc_auc_interval(labels: np.ndarray, scores: np.ndarray, confidence: float) -> tuple[float, float]:
     """Interval of the area under the ROC curve, whose variance is DeLong's (1988). The area lies between 0 and 1.
 
-    With fewer than about ten articles of either label it is too narrow: in simulations at an area of 0.86 it covers the
-    truth in 91 % with ten commerce articles, in 83 % with three.
+    With fewer than about 20 articles of a label it is too narrow: in simulations with 200 journalism articles, normal
+    scores and an area of 0.86 it covers the truth in 93 % with 20 commerce articles, in 90 with ten, in 78 with three.
     """
     positive, negative = scores[labels == COMMERCE], scores[labels != COMMERCE]
     ranks = rankdata(np.concatenate([positive, negative]))
