@@ -25,7 +25,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from prefilter_common.articles import load_articles, split_beside
+from prefilter_common.articles import load_articles, load_both_labels, split_beside
 from prefilter_common.cli import (
     Parser,
     batch_size,
@@ -40,7 +40,7 @@ from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.summary import evaluation_summary
 from prefilter_common.evaluation.results import compare_models, write_models, write_results
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
-from prefilter_common.evaluation.traffic.audit import read_audit
+from prefilter_common.evaluation.traffic.labelled import read_audit
 from prefilter_common.evaluation.traffic.labelling import require_unlabelled
 from prefilter_common.models.directory import model_directories
 from prefilter_common.outputs import require_files
@@ -230,7 +230,8 @@ def load_data(args: argparse.Namespace) -> tuple[Data, dict[str, Path]]:
     val = args.val_data or split_beside(args.test_data, "val")
     files = {"test": args.test_data, "train": train, "val": val, "traffic": args.traffic}
     files = {role: path for role, path in files.items() if path}
-    loaded = {role: load_articles(path, require_labels=role != "traffic") for role, path in files.items()}
+    loaded = {"test": load_both_labels(args.test_data)}
+    loaded |= {role: load_articles(files[role], require_labels=role != "traffic") for role in files if role != "test"}
     audit = read_audit(args.audited) if args.audited else None
     data = Data(
         test=loaded["test"],

@@ -128,6 +128,11 @@ def load_split(data_dir: str | Path, name: str) -> list[Article]:
     path = Path(data_dir) / f"{name}.jsonl"
     if not path.is_file():
         raise InputError(f"{path}: no such split; --data-dir needs train.jsonl and val.jsonl")
+    return load_both_labels(path)
+
+
+def load_both_labels(path: Path) -> list[Article]:
+    """The labelled articles of a file, both labels present. Raises InputError."""
     articles = load_articles(path, require_labels=True)
     labels = np.unique(labels_of(articles))
     if len(labels) < 2:

@@ -8,7 +8,8 @@ from conftest import write_jsonl
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
-from prefilter_common.evaluation.traffic.audit import audit_section, read_audit, sample_warnings
+from prefilter_common.evaluation.traffic.audit import audit_section
+from prefilter_common.evaluation.traffic.labelled import read_audit, usable_audit
 from prefilter_common.evaluation.traffic.labelling import audit_sample, review_queue
 from prefilter_common.statistics.survey import Sample, allocate, difference, production
 
@@ -95,6 +96,18 @@ def test_a_miss_that_was_not_drawn_is_not_no_miss():
     assert found["precision"] == 1 and found["intervals"]["precision"] == [1, 1]  # all of them were labelled
 
 
+def test_articles_of_a_slice_that_are_flagged_may_exist_though_none_was_drawn():
+    """Of 5,000 articles in the slice some may be flagged: neither that all commerce is missed nor that no journalism is
+    blocked is certain."""
+    stratum = np.repeat([0, 1], [100, 300])
+    flagged, commerce = stratum == 0, np.isin(np.arange(400), [0, 1, 350])
+    sample = Sample(stratum, np.array([1_000, 19_000]), np.ones(400))
+    inside = np.arange(400) >= 325
+    found = production(sample, stratum, commerce, flagged, True, 0, inside)
+    assert found["recall"] == 0 and found["intervals"]["recall"][1] > 0.3
+    assert found["false_positive_rate"] == 0 and 0 < found["intervals"]["false_positive_rate"][1] < 0.05
+
+
 @pytest.mark.slow
 def test_of_another_model_none_flagged_in_the_sample_is_not_none_in_the_traffic(monkeypatch):
     """It flags what the model that drew the sample flags, and 95 of 19,000 others, of which most samples have none."""
@@ -128,9 +141,11 @@ def test_rows_go_out_without_labels_and_come_back_with_them(tmp_path):
     labelled = [{**row, "label": int(truth[int(row["id"][1:])])} for row in rows]
     audit = read_audit(write_jsonl(tmp_path / "audit.jsonl", labelled))
     where = [int(article.id[1:]) for article in audit.articles]
-    section = audit_section(audit, {"m": scores[where], "n": 1 - scores[where]}, {"m": 0.5, "n": 0.5}, "en", 0)
+    section = audit_section(audit, {"m": scores[where], "n": 1 - scores[where]}, {"m": 0.5, "n": 0.5}, "en", True, 0)
     assert section["random_sample"]
-    assert audit.drawn_by(scores[where], scores[where] >= 0.5) and not audit.drawn_by(1 - scores[where], audit.flags)
+    assert audit.drawn_by(scores[where], 0.5) and not audit.drawn_by(1 - scores[where], 0.5)
+    assert not audit.drawn_by(scores[where], 0.45)  # though it decides all of these as before
+    assert audit.drawn_from(articles) and not audit.drawn_from(articles[:1_000])
     found = section["models"]["m"]
     assert found["precision"] == pytest.approx(truth[scores > 0.5].mean(), abs=0.1)
     assert found["intervals"]["recall"][0] <= (scores > 0.5)[truth].mean() <= found["intervals"]["recall"][1]
@@ -157,6 +172,42 @@ def test_a_file_that_was_not_drawn_or_not_labelled_is_refused(tmp_path, rows, wo
     assert words in str(error.value)
 
 
+DRAWN = {"title": "", "label": 1, "why": "flagged", "stratum": "flagged: en", "stratum_size": 9, "copies": 1}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"content": "a"},  # the same text again
+        {"stratum_size": 7},  # another audit with strata of the same names
+        {"why": "models disagree", "stratum": "models disagree: en"},  # a review queue
+        {"threshold": 0.4},  # another model's
+    ],
+)
+def test_rows_of_two_draws_are_not_one_sample(tmp_path, change):
+    rows = [{**DRAWN, "content": "a"}, {**DRAWN, "content": "b", **change}]
+    with pytest.raises(InputError, match=r"article 2 \(.*\) is of another draw than those before it"):
+        read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
+    assert len(read_audit(write_jsonl(tmp_path / "b.jsonl", [rows[0], {**DRAWN, "content": "b"}])).articles) == 2
+
+
+@pytest.mark.parametrize("change", [{"why": None}, {"stratum": ["en"]}, {"stratum_size": -1}, {"copies": 1.5}])
+def test_keys_that_were_changed_are_named(tmp_path, change):
+    with pytest.raises(InputError, match=f"article 1 .* has no valid {next(iter(change))}; label a file"):
+        read_audit(write_jsonl(tmp_path / "a.jsonl", [{**DRAWN, "content": "a", **change}]))
+
+
+def test_labels_that_models_may_have_learnt_are_not_counted(tmp_path):
+    rows = [{**DRAWN, "content": f"{i * 7919} {i * 104729} " * 4, "stratum_size": 60} for i in range(60)]
+    audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
+    same, doubts = usable_audit(audit, audit.articles[:1], audit.articles)
+    assert same is audit and doubts == []  # one may be among them by chance
+    none, (warning,) = usable_audit(audit, audit.articles[:2], audit.articles)
+    assert none is None and "2 of the 60 labelled articles of --audited are training articles" in warning
+    same, (warning,) = usable_audit(audit, None, audit.articles[:50])
+    assert same is audit and "are not among those of --traffic" in warning
+
+
 def disputed_labels(tmp_path, labels, picked):
     """A review queue in which the rows for which ``picked`` holds are labelled."""
     articles = [Article("", f"text {i}", id=f"a{i}", language="en") for i in range(1_000)]
@@ -167,7 +218,7 @@ def disputed_labels(tmp_path, labels, picked):
     audit = read_audit(write_jsonl(tmp_path / "queue.jsonl", rows))
     where = np.array([int(article.id[1:]) for article in audit.articles])
     found = {"old": scores[where], "new": np.where(disputed[where], 0.1, scores[where])}
-    return audit, audit_section(audit, found, {"old": 0.5, "new": 0.5}, "en", 0)
+    return audit, audit_section(audit, found, {"old": 0.5, "new": 0.5}, "en", True, 0)
 
 
 def test_labels_of_disputed_articles_alone_are_no_precision_in_production(tmp_path):
@@ -185,8 +236,10 @@ def test_rows_that_were_picked_out_are_no_random_sample(tmp_path):
     assert everything.random and section["models"]["old"]["recall"] == 1
     audit, section = disputed_labels(tmp_path, lambda i: int(i < 50), lambda row: int(row["id"][1:]) % 3 > 0)
     assert audit.unlabelled == 0 and audit.skipped > 0.2 and section["models"] == {}
-    assert sample_warnings(audit) == []  # a review queue is not expected to be one
-    (warning,) = sample_warnings(replace(audit, flags=np.ones(len(audit.articles), dtype=bool)))
+    same, doubts = usable_audit(audit, None, None)
+    assert same is audit and doubts == []  # a review queue is not expected to be one
+    same, (warning,) = usable_audit(replace(audit, flags=np.ones(len(audit.articles), dtype=bool)), None, None)
+    assert same is not None
     assert "measure neither precision nor recall" in warning and "without gaps" in warning
 
 
@@ -201,7 +254,7 @@ def test_better_needs_the_weights_to_agree(tmp_path):
              for i in range(2)]  # fmt: skip
     audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
     first = np.array([0.9] * 10 + [0.1] * 2)
-    (pair,) = audit_section(audit, {"a": first, "b": 1 - first}, {"a": 0.5, "b": 0.5}, "en", 0)["pairs"]
+    (pair,) = audit_section(audit, {"a": first, "b": 1 - first}, {"a": 0.5, "b": 0.5}, "en", True, 0)["pairs"]
     assert pair["p"] < 0.05 and (pair["only_first_right"], pair["only_second_right"]) == (10, 2)
     assert pair["better"] is None
 
@@ -241,7 +294,7 @@ def test_the_slices_of_an_audit_are_the_worst_first(tmp_path):
     ]  # fmt: skip
     audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
     scores = np.where(np.arange(165) < 30, 0.9, 0.1) + np.where(np.arange(165) >= 160, 0.8, 0)
-    slices = audit_section(audit, {"m": scores}, {"m": 0.5}, "en", 0)["models"]["m"]["slices"]
+    slices = audit_section(audit, {"m": scores}, {"m": 0.5}, "en", True, 0)["models"]["m"]["slices"]
     languages = [row["value"] for row in slices if row["by"] == "language"]
     assert languages == ["el", "en", "hu"]  # the third blocks everything, but has five articles
     blocked = [row["false_positive_rate"] for row in slices if row["enough"]]

@@ -102,7 +102,7 @@ def audit(a, b, in_slice, better=None, elsewhere=0, random=True):
 
     by_slice = {"language and length el, short": in_slice, "language and length en, long": elsewhere}
     pair = {"models": ["a", "b"], "n_disputed": in_slice + elsewhere, "disputed_by_slice": by_slice, "better": better}
-    return {"models": {"a": row(*a), "b": row(*b)} if random else {}, "pairs": [pair]}
+    return {"models": {"a": row(*a), "b": row(*b)} if random else {}, "pairs": [pair], "of_traffic": True}
 
 
 def test_the_interval_of_the_audits_f1_encloses_it():
@@ -160,6 +160,32 @@ def test_a_model_that_flags_none_of_the_audited_commerce_is_not_selected():
     seen["models"]["b"] |= nothing
     choice = choose(SLOW_AND_FAST, traffic=traffic(False), audit=seen)
     assert choice["selected"] == "a" and choice["models"]["b"]["misses"]["minimum"] == ["f1", "precision", "recall"]
+
+
+def test_a_model_is_not_beaten_by_one_that_cannot_be_shipped():
+    """c is right more often than a, but too slow; b, the less precise, has beaten nobody."""
+    models = {"a": model(0.97, 0.97, 40), "b": model(0.92, 0.92, 10), "c": model(0.99, 0.99, 150)}
+    pair = {"models": ["a", "c"], "n_disputed": 30, "disputed_by_slice": {}, "better": "c"}
+    seen = {"models": {}, "pairs": [pair], "of_traffic": True}
+    choice = choose(models, audit=seen)
+    assert choice["selected"] == "a" and "right more often" not in choice["reason"]
+    assert any("c is right more often, though it misses the minimum for CPU latency" in t for t in choice["cautions"])
+    assert choose(models | {"c": model(0.96, 0.96, 45)}, audit=seen)["selected"] == "c"
+
+
+def test_an_audit_of_other_traffic_covers_nothing():
+    other = audit((0.96, 0.96), (0.96, 0.96), 0) | {"of_traffic": False}
+    choice = choose({"a": SLOW_AND_FAST["a"]}, traffic=traffic(False, share=0.6), audit=other)
+    assert choice["selected"] is None and "60% of the traffic" in choice["objections"][0]["suspect"]
+
+
+def test_a_model_that_was_compared_with_no_other_on_the_traffic_is_not_chosen():
+    """--traffic-models names two of three models."""
+    models = SLOW_AND_FAST | {"c": model(0.98, 0.98, 5)}
+    choice = choose(models, traffic=traffic(False))
+    assert choice["favourite"] == "c" and choice["selected"] is None
+    assert "c was not compared with a, b on the traffic" in choice["objections"][0]["suspect"]
+    assert choose(SLOW_AND_FAST, traffic=traffic(False))["selected"] == "b"
 
 
 def test_labels_that_are_no_random_sample_say_only_who_is_right():

@@ -120,7 +120,7 @@ def test_labels_in_the_results_folder_are_never_overwritten(disaster, capsys):
     for more, words in (
         (["--audited", path], "this run would replace it; move or copy it out of"),
         (["--audited", folder / "link.jsonl"], "this run would replace it"),
-        ([], f"{path}: contains labels, which this run would overwrite; move it out of {results}"),
+        ([], f"{path}, line 1: has a label, or was changed by hand, and this run would overwrite it"),
     ):
         capsys.readouterr()
         assert call(evaluate_models, [*flags, *more]) == 2

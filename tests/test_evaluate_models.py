@@ -10,7 +10,9 @@ from sklearn.metrics import f1_score
 
 import evaluate_models
 from prefilter_common.articles import Article, load_articles, spread_by_length
+from prefilter_common.errors import InputError
 from prefilter_common.evaluation.baseline import baseline_row
+from prefilter_common.evaluation.traffic.labelling import require_unlabelled
 from prefilter_common.models.contract import Stage
 from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.runinfo import file_fingerprint
@@ -201,9 +203,31 @@ def test_labels_that_are_given_during_a_run_are_not_overwritten(with_traffic, tm
     monkeypatch.setattr(evaluate_models, "evaluate_each", meanwhile)
     more = ["--models", "first", "--audit", 2, "--output", tmp_path, "--latency-samples", 1]
     assert call(evaluate_models, [*flags, *more]) == 0
-    assert "audit_first.jsonl: contains labels, which this run would overwrite" in capsys.readouterr().err
+    assert (
+        "audit_first.jsonl, line 1: has a label, or was changed by hand, and this run would overwrite it"
+        in capsys.readouterr().err
+    )
     assert json.loads((tmp_path / "audit_first.jsonl").read_text(encoding="utf-8"))["label"] == 1
     assert (tmp_path / "evaluation_results.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "line", ['{"label": commerce}', '{"label": 1,}', '{"label": 1, "label": null}', "{", "label,1", "\ufeff{}", "[1]"]
+)
+def test_a_line_that_was_changed_by_hand_is_not_overwritten(tmp_path, line):
+    path = tmp_path / "audit_m.jsonl"
+    path.write_text('{"label": null}\n' + line, encoding="utf-8")
+    with pytest.raises(InputError, match=r"audit_m\.jsonl, line 2: has a label, or was changed by hand"):
+        require_unlabelled([path])
+    path.write_text('{"label": null}\n\n', encoding="utf-8")
+    require_unlabelled([path, tmp_path / "nowhere.jsonl"])
+
+
+def test_a_test_set_of_one_label_is_refused(models_dir, data_dir, tmp_path, capsys):
+    commerce = write_jsonl(tmp_path / "test.jsonl", [{"title": "t", "content": f"c{i}", "label": 1} for i in range(9)])
+    flags = ["--models-dir", models_dir, "--test-data", commerce, "--output", tmp_path / "r"]
+    assert call(evaluate_models, flags) == 2 and not (tmp_path / "r").exists()
+    assert "test.jsonl: every article is commerce; both labels are needed" in capsys.readouterr().err
 
 
 def test_a_prevalence_that_is_given_twice_is_shown_once(with_traffic):

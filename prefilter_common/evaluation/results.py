@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from prefilter_common.evaluation.report.content import Compared, Results, Sectio
 from prefilter_common.evaluation.report.page import write_page
 from prefilter_common.evaluation.run import Data, ErrorRow, ModelRow, Options
 from prefilter_common.evaluation.sections import Scored, worst_errors
-from prefilter_common.evaluation.traffic.audit import audit_section, sample_warnings
+from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
 from prefilter_common.evaluation.traffic.flags import main_language
+from prefilter_common.evaluation.traffic.labelled import usable_audit
 from prefilter_common.evaluation.traffic.labelling import LabelRow, require_unlabelled
 from prefilter_common.evaluation.traffic.section import TrafficSection, traffic_section
 from prefilter_common.files import write_json, write_json_lines
@@ -48,14 +50,16 @@ def compare_models(
     integrity = integrity_section(data.train, data.test, models, data.val or data.beside)
     audited = {name: model.audited for name, model in models.items() if model.audited is not None}
     thresholds = {name: model.threshold for name, model in models.items()}
+    labelled, doubts = usable_audit(data.audit, data.train, data.traffic)
     traffic, copies, audit = None, None, None
     files: Mapping[str, Sequence[LabelRow]] = {}
     if data.traffic and models:
-        traffic, files = _traffic(data, models, options)
+        traffic, files = _traffic(replace(data, audit=labelled), models, options)
         copies = distinct_texts(data.traffic)[1]
-    if data.audit and models:
-        main = traffic["main_language"] if traffic else main_language(data.audit.articles)
-        audit = audit_section(data.audit, audited, thresholds, main, seed)
+    if labelled and models:
+        main = traffic["main_language"] if traffic else main_language(labelled.articles)
+        of_traffic = data.traffic is not None and labelled.drawn_from(data.traffic)
+        audit = audit_section(labelled, audited, thresholds, main, of_traffic, seed)
     production = production_section(
         data.test, models, traffic, copies, audit, options.prevalence, options.target_precision, options.costs
     )
@@ -78,7 +82,7 @@ def compare_models(
         "_warnings": [
             *evaluation_warnings(integrity, traffic, models, options),
             *production_warnings(production),
-            *sample_warnings(data.audit),
+            *doubts,
         ],
         "_worst_errors": {name: worst_errors(data.test, model) for name, model in models.items()},
         "models": {name: row if "error" in row else {**row, "floor": floors[name]} for name, row in rows.items()},
@@ -141,7 +145,7 @@ def evaluation_warnings(
         prevalence, target = options.prevalence[0], options.target_precision
         found.append(
             f"no high_precision threshold for {', '.join(without)}: the validation articles show none with "
-            f"{target:.0%} precision where {prevalence:.1%} is commerce; about "
+            f"{100 * target:g}% precision where {prevalence:.1%} is commerce; about "
             f"{journalism_needed(prevalence, target):,} journalism articles without a false alarm would"
         )
     return found

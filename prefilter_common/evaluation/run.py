@@ -15,7 +15,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.evaluation import sections
 from prefilter_common.evaluation.baseline import FloorComparison
 from prefilter_common.evaluation.sections import QualityRow, Scored
-from prefilter_common.evaluation.traffic.audit import Audit
+from prefilter_common.evaluation.traffic.labelled import Audit
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_validation
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
@@ -23,7 +23,7 @@ from prefilter_common.scoring.engines.interface import Engine, EngineName
 from prefilter_common.scoring.latency import time_single_articles
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.statistics.metrics import latency_summary
-from prefilter_common.statistics.operating_points import DEFAULT, choose_thresholds
+from prefilter_common.statistics.operating_points import BEST_F1, HIGH_PRECISION, choose_thresholds
 from prefilter_common.statistics.prevalence import Costs
 
 log = logging.getLogger(__name__)
@@ -219,8 +219,11 @@ def score_together(scorer: Scorer, articles: Sequence[Article], batch_size: int)
 def operating_points(
     contract: Contract, validation: tuple[np.ndarray, np.ndarray] | None, options: Options
 ) -> dict[str, float]:
-    """The model's thresholds by name, chosen on (n,) validation labels and scores; without, those of the contract."""
+    """The model's thresholds by name, chosen on (n,) validation labels and scores; without, those of the contract.
+
+    Points of other names in the contract are the user's own, and stay.
+    """
     if validation is None:
         return dict(contract.thresholds)
-    chosen = choose_thresholds(*validation, options.target_precision, options.prevalence[0])
-    return {DEFAULT: contract.thresholds[DEFAULT], **chosen}
+    own = {name: value for name, value in contract.thresholds.items() if name not in (BEST_F1, HIGH_PRECISION)}
+    return own | choose_thresholds(*validation, options.target_precision, options.prevalence[0])

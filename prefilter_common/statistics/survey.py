@@ -82,17 +82,17 @@ def production(
     weights, rng = sample.weights, np.random.default_rng(seed)
     part = np.ones(len(kind), bool) if inside is None else inside
     totals = {(f, c): np.zeros(DRAWS) for f in (True, False) for c in (True, False)}
-    for value in np.unique(kind[part]):
+    for value in np.unique(kind):
         whole = kind == value
         of_kind, left = part & whole, _share_left(sample, whole)
         size = weights[whole].sum() * _factors(rng, sample.copies[whole], left)
         if inside is not None:
             size = size * _draws(rng, inside[whole], weights[whole], left)
-        some = flagged[of_kind]
-        is_flagged = np.full(DRAWS, float(some[0])) if by_flags else _draws(rng, some, weights[of_kind], left)
-        for f, of_size in ((True, is_flagged), (False, 1 - is_flagged)):
+        all_flagged = bool(flagged[whole][0])
+        some = np.full(DRAWS, float(all_flagged)) if by_flags else _draws(rng, flagged[of_kind], weights[of_kind], left)
+        for f, of_size in ((True, some), (False, 1 - some)):
             alike = of_kind & (flagged == f)
-            if not alike.any() and by_flags:
+            if by_flags and f != all_flagged:
                 continue
             share = _draws(rng, commerce[alike], weights[alike], left)
             totals[f, True] += size * of_size * share

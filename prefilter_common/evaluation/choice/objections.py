@@ -65,9 +65,24 @@ def objections_to(
 ) -> list[Objection]:
     """All of them; empty where the favourite may be shipped."""
     return [
+        *_not_compared(favourite, names, traffic),
         *_unexplained(favourite, names, assessed, comparison, traffic, audit, queues),
         *_not_covered(favourite, traffic, audit, queues),
     ]
+
+
+def _not_compared(favourite: str, names: Set[str], traffic: TrafficSection | None) -> Iterator[Objection]:
+    if not traffic:
+        return
+    compared = {name for pair in traffic["pairs"] if favourite in pair["models"] for name in pair["models"]}
+    if others := sorted(names - compared - {favourite}):
+        yield {
+            "suspect": f"{favourite} was not compared with {', '.join(others)} on the traffic",
+            "remedy": "leave out --traffic-models, or evaluate only the models in question with --models",
+            "part": None,
+            "to_label": 0,
+            "file": None,
+        }
 
 
 def _unexplained(
@@ -117,7 +132,7 @@ def _not_covered(
 ) -> Iterator[Objection]:
     if not traffic or traffic["uncovered_share"] <= MOST:
         return
-    audited = audit["models"].get(favourite) if audit else None
+    audited = audit["models"].get(favourite) if audit and audit["of_traffic"] else None
     if audited and audited["enough"]:
         return  # a random sample of the whole traffic was labelled, whatever the test set lacks
     gaps = sorted((gap for gap in traffic["uncovered"] if gap["by"] == CROSSED), key=lambda gap: -gap["n_traffic"])

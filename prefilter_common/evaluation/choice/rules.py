@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
 from prefilter_common.evaluation.choice.objections import Assessment, Objection, differing, objections_to
-from prefilter_common.evaluation.traffic.audit import AuditedModel, AuditSection
+from prefilter_common.evaluation.traffic.audit import AuditedModel, AuditSection, PairAudit
 from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.statistics.comparison import Comparison
 from prefilter_common.statistics.metrics import ThresholdMetrics
@@ -83,9 +83,9 @@ def choose(
     criteria: dict[str, dict[str, float]]
     criteria = {key: {"minimum": low, "target": high} for key, (low, high) in CRITERIA.items()}
     passing = [c for c in candidates if c["tier"] != "none"]
-    beaten = {name for pair in (audit["pairs"] if audit else ()) if pair["better"]
-              for name in pair["models"] if name != pair["better"]}  # fmt: skip
-    passing = [c for c in passing if c["model"] not in beaten] or passing
+    shown = [_beaten(pair) for pair in (audit["pairs"] if audit else ()) if pair["better"]]
+    worse = {loser for winner, loser in shown if assessed[winner]["tier"] != "none"}
+    passing = [c for c in passing if c["model"] not in worse] or passing
     if not passing:
         return {
             "selected": None, "operating_point": None, "favourite": None, "tier": "none", "shown": False,
@@ -96,8 +96,9 @@ def choose(
     apart = bool(differing(traffic, {c["model"] for c in rivals}))
     best, by_speed = _favourite(rivals, apart)
     objections = objections_to(best["model"], set(models), assessed, comparison, traffic, audit, queues or {})
-    better_than = [name for name in models if name in beaten and assessed[name]["tier"] != "none"]
-    reason = _reason(best, rivals, [] if best["model"] in beaten else better_than, len(models), by_speed)
+    better_than = [c["model"] for c in candidates if (best["model"], c["model"]) in shown and c["tier"] != "none"]
+    unfit = [c for c in candidates if (c["model"], best["model"]) in shown and c["tier"] == "none"]
+    reason = _reason(best, rivals, better_than, len(models), by_speed)
     return {
         "selected": None if objections else best["model"],
         "operating_point": None if objections else best["operating_point"],
@@ -106,10 +107,16 @@ def choose(
         "shown": all(state == "shown" for state in best["states"].values()),
         "reason": f"None yet. On the figures alone: {reason}" if objections else reason,
         "objections": objections,
-        "cautions": _cautions(best, rivals, models[best["model"]], traffic),
+        "cautions": _cautions(best, rivals, [] if objections else unfit, models[best["model"]], traffic),
         "criteria": criteria,
         "models": assessed,
     }
+
+
+def _beaten(pair: PairAudit) -> tuple[str, str]:
+    """The better and the worse of two models, by the labels of an audit that says which that is."""
+    first, second = pair["models"]
+    return (first, second) if pair["better"] == first else (second, first)
 
 
 def _favourite(rivals: Sequence[Candidate], apart: bool) -> tuple[Candidate, bool]:
@@ -192,23 +199,29 @@ def _none_reason(candidates: list[Candidate]) -> str:
     if not candidates:
         return "No model could be evaluated."
     closest = min(candidates, key=lambda c: (len(c["misses"]["minimum"]), -c["precision"], -c["f1"]))
-    missed = ", ".join(_shown(key) for key in closest["misses"]["minimum"])
+    missed = _missing(closest)
     fix = "a faster engine is needed" if closest["misses"]["minimum"] == ["cpu_ms"] else "more data is needed"
     return f"None meets the minimum: {fix}. Closest is {closest['model']} ({_figures(closest)}), which misses {missed}."
 
 
 def _cautions(
-    best: Candidate, rivals: Sequence[Candidate], model: Figures, traffic: TrafficSection | None
-) -> list[str]:
-    cautions = []
+    best: Candidate, rivals: Sequence[Candidate], unfit: Sequence[Candidate], model: Figures,
+    traffic: TrafficSection | None,
+) -> list[str]:  # fmt: skip
+    cautions = [
+        f"by the labelled articles {c['model']} is right more often, though it misses the minimum for {_missing(c)}"
+        for c in unfit
+    ]
     for key, state in best["states"].items():
         if state == "not shown":
             cautions.append(
                 f"{_shown(key)} may be below the minimum of {CRITERIA[key][0]:.0%}: its interval begins at "
                 f"{best['intervals'][key][0]:.1%}; more {best['source']} articles would tell"
             )
-    if not traffic:
+    if not traffic and best["source"] == "test":
         cautions.append("it was judged on test articles only: pass --traffic with recent articles of your own")
+    elif not traffic:
+        cautions.append("it was not compared on recent articles of your own: pass --traffic")
     elif best["source"] == "test":
         cautions.append("its precision in production was not measured: draw a sample with --audit, and label it")
     if unmeasured := ", ".join(c["model"] for c in rivals if c["cpu_ms"] is None):
@@ -219,6 +232,10 @@ def _cautions(
     if model["beats_floor"] is False:
         cautions.append("it does not beat TF-IDF with logistic regression, which is far cheaper")
     return cautions
+
+
+def _missing(model: Assessment) -> str:
+    return ", ".join(_shown(key) for key in model["misses"]["minimum"])
 
 
 def _shown(key: str) -> str:

@@ -1,57 +1,18 @@
 """A labelled sample of the traffic -> what each model does in production, with intervals."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import COMMERCE, Article, labels_of, load_articles
-from prefilter_common.errors import InputError
+from prefilter_common.articles import COMMERCE, labels_of
 from prefilter_common.evaluation.slices import MIN_ARTICLES, Slice, article_slices, crossed_slices
 from prefilter_common.evaluation.traffic.flags import traffic_slices
+from prefilter_common.evaluation.traffic.labelled import Audit
 from prefilter_common.statistics.comparison import ALPHA, mcnemar
 from prefilter_common.statistics.metrics import CONFIDENCE
-from prefilter_common.statistics.survey import Production, Sample, difference, production
-
-KEYS = ("stratum", "stratum_size", "copies", "why")
-# With a larger share missing, the labels are a selection, and say nothing of the traffic as a whole.
-MAX_MISSING = 0.02
-# What ``why`` is in an audit sample.
-DRAWN_BY_FLAGS = {"flagged", "not flagged"}
-# Scores of one model on two machines, or with two engines, may differ by less.
-SAME_SCORE = 1e-3
-
-
-@dataclass(frozen=True)
-class Audit:
-    """The labelled articles of a sample; ``sample`` weights them, ``kind`` (n,) says why each was drawn.
-
-    ``flags`` (n,) is what the model that drew it decided, from its ``scores``; None for a review queue.
-    ``unlabelled`` is the share of the traffic in strata of which no article was labelled, ``skipped`` the share of the
-    rows without a label before the last one with a label: the rows of each kind are in random order, so labels from the
-    first row on are a random sample, and labels picked out are not.
-    """
-
-    articles: list[Article]
-    sample: Sample
-    kind: np.ndarray
-    flags: np.ndarray | None
-    scores: np.ndarray
-    unlabelled: float
-    skipped: float
-
-    @property
-    def random(self) -> bool:
-        """Whether the labels are a random sample of the whole traffic, nearly without gaps."""
-        return max(self.unlabelled, self.skipped) <= MAX_MISSING
-
-    def drawn_by(self, scores: np.ndarray, flags: np.ndarray) -> bool:
-        """Whether the model with these (n,) scores and decisions drew the sample."""
-        same = np.abs(scores - self.scores) < SAME_SCORE
-        return self.flags is not None and bool(same.all()) and np.array_equal(flags, self.flags)
+from prefilter_common.statistics.survey import Production, difference, production
 
 
 class AuditRow(Production):
@@ -91,70 +52,25 @@ class PairAudit(TypedDict):
 
 
 class AuditSection(TypedDict):
-    """What the labelled articles of the traffic say; see ``audit_section``, and ``Audit`` for the two shares."""
+    """What the labelled articles of the traffic say; see ``audit_section``, and ``Audit`` for the two shares.
+
+    ``of_traffic`` says whether they were drawn from the traffic of this run.
+    """
 
     n_labelled: int
     n_commerce: int
     random_sample: bool
     unlabelled_share: float
     skipped_share: float
+    of_traffic: bool
     models: dict[str, AuditedModel]
     pairs: list[PairAudit]
 
 
-def sample_warnings(audit: Audit | None) -> list[str]:
-    """Why the labels of an audit sample measure nothing, in a sentence."""
-    if audit is None or audit.flags is None or audit.random:
-        return []
-    return [
-        f"the labels of --audited are no random sample, and measure neither precision nor recall: {audit.skipped:.0%} "
-        f"of the rows before the last label have none, and {audit.unlabelled:.0%} of the traffic is in parts without "
-        "one; fill them in from the first row on, without gaps"
-    ]
-
-
-def read_audit(path: Path) -> Audit:
-    """The rows of ``audit_<model>.jsonl`` or ``review_queue_<model>.jsonl`` that have a label. Raises InputError."""
-    rows = load_articles(path)
-    for number, row in enumerate(rows, start=1):
-        bad = [key for key in KEYS if key not in row.extra]
-        if bad or not all(type(row.extra[key]) is int and row.extra[key] > 0 for key in ("stratum_size", "copies")):
-            raise InputError(
-                f"{path}: article {number} ({row.id}) has no valid {bad[0] if bad else 'stratum_size and copies'}; "
-                "label a file that --audit or --traffic wrote, and leave its other keys alone"
-            )
-    labelled = [row for row in rows if row.label is not None]
-    if not labelled:
-        raise InputError(f'{path}: no article has a label; fill in "label": 0 (journalism) or 1 (commerce)')
-    sizes = {row.extra["stratum"]: row.extra["stratum_size"] for row in rows}
-    strata = sorted({row.extra["stratum"] for row in labelled})
-    sample = Sample(
-        stratum=np.array([strata.index(row.extra["stratum"]) for row in labelled]),
-        sizes=np.array([sizes[stratum] for stratum in strata]),
-        copies=np.array([row.extra["copies"] for row in labelled]),
-    )
-    kinds = sorted({row.extra["why"] for row in labelled})
-    kind = np.array([kinds.index(row.extra["why"]) for row in labelled])
-    unlabelled = 1 - sum(map(sizes.__getitem__, strata)) / sum(sizes.values())
-    flags = np.array([row.extra["why"] == "flagged" for row in labelled]) if set(kinds) <= DRAWN_BY_FLAGS else None
-    found = [row.extra.get("score") for row in labelled]
-    scores = np.array([score if isinstance(score, int | float) else np.nan for score in found])
-    return Audit(labelled, sample, kind, flags, scores, unlabelled, _skipped(rows))
-
-
-def _skipped(rows: Sequence[Article]) -> float:
-    skipped = reached = 0
-    for why in {row.extra["why"] for row in rows}:
-        answered = [row.label is not None for row in rows if row.extra["why"] == why]
-        last = max((i for i, known in enumerate(answered, start=1) if known), default=0)
-        reached += last
-        skipped += last - sum(answered)
-    return skipped / reached
-
-
 def audit_section(
-    audit: Audit, scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float], main: str, seed: int
-) -> AuditSection:
+    audit: Audit, scores: Mapping[str, np.ndarray], thresholds: Mapping[str, float], main: str, of_traffic: bool,
+    seed: int,
+) -> AuditSection:  # fmt: skip
     """Precision, recall and false-positive rate in production, of the whole and by slice, and who is right.
 
     ``models`` is empty where the labels are no random sample of the traffic; who is right where two models differ can
@@ -164,10 +80,11 @@ def audit_section(
         scores: model -> (n,) P(commerce) of the labelled articles.
         thresholds: model -> its default threshold.
         main: the traffic's main language, by which ``traffic_slices`` names its slices.
+        of_traffic: whether the labelled articles were drawn from the traffic of this run.
     """
     commerce = labels_of(audit.articles) == COMMERCE
     flags = {name: found >= thresholds[name] for name, found in scores.items()}
-    by_flags = {name: audit.drawn_by(scores[name], flagged) for name, flagged in flags.items()}
+    by_flags = {name: audit.drawn_by(found, thresholds[name]) for name, found in scores.items()}
     parts = [part for part in article_slices(audit.articles) if part.by != "source"]
     parts += crossed_slices(audit.articles)
     named = traffic_slices(audit.articles, main)
@@ -177,6 +94,7 @@ def audit_section(
         "random_sample": audit.random,
         "unlabelled_share": audit.unlabelled,
         "skipped_share": audit.skipped,
+        "of_traffic": of_traffic,
         "models": {
             name: {
                 **_of(audit, commerce, flagged, by_flags[name], None, seed),

@@ -26,10 +26,15 @@ class Gap(TypedDict):
     to_label: int
 
 
+def plain_text(article: Article) -> str:
+    """Title and content without what does not make two texts different: case and white space."""
+    return " ".join(f"{article.title} {article.content}".casefold().split())
+
+
 def distinct_texts(articles: Sequence[Article]) -> tuple[np.ndarray, np.ndarray]:
     """(m,) index of the first article with each text, ignoring case and white space, and (m,) how many have it."""
     seen: dict[str, int] = {}
-    index = [seen.setdefault(" ".join(f"{a.title} {a.content}".casefold().split()), len(seen)) for a in articles]
+    index = [seen.setdefault(plain_text(a), len(seen)) for a in articles]
     _, first, counts = np.unique(index, return_index=True, return_counts=True)
     return first, counts
 

@@ -4,16 +4,16 @@ Both are stratified random samples. Each row names its stratum, the stratum's si
 drawn, so either, given back with labels, says what a model does to the whole traffic.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import length_and_language
+from prefilter_common.files import parse_json
 from prefilter_common.statistics.survey import allocate
 
 UNCERTAIN = (0.1, 0.9)
@@ -28,7 +28,8 @@ FEWEST = 2
 class LabelRow(TypedDict):
     """One line of ``review_queue_<model>.jsonl`` or ``audit_<model>.jsonl``: an article whose label is to be filled in.
 
-    ``stratum_size`` and ``copies`` count distinct texts of the stratum, and articles with this text.
+    ``stratum_size`` and ``copies`` count distinct texts of the stratum, and articles with this text. An audit sample
+    has the ``threshold`` of the model that drew it.
     """
 
     id: str | None
@@ -38,6 +39,7 @@ class LabelRow(TypedDict):
     language: str | None
     source: str | None
     score: float
+    threshold: NotRequired[float]
     why: str
     stratum: str
     stratum_size: int
@@ -46,22 +48,29 @@ class LabelRow(TypedDict):
 
 
 def require_unlabelled(paths: Iterable[Path]) -> None:
-    """Raise InputError where a file that will be written contains labels, which are hours of work."""
+    """Raise InputError where a file that will be written contains labels, which are hours of work.
+
+    A line that is not what was written there may be a label with a slip of the hand in it.
+    """
     for path in paths:
         try:
-            rows = path.read_bytes().split(b"\n")
+            lines = path.read_bytes().split(b"\n")
         except OSError:
             continue  # there is none
-        if any(map(_has_label, rows)):
-            raise InputError(f"{path}: contains labels, which this run would overwrite; move it out of {path.parent}")
+        for number, line in enumerate(lines, start=1):
+            if line.strip() and not _without_label(line):
+                raise InputError(
+                    f"{path}, line {number}: has a label, or was changed by hand, and this run would overwrite it; "
+                    f"move the file out of {path.parent}"
+                )
 
 
-def _has_label(line: bytes) -> bool:
+def _without_label(line: bytes) -> bool:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line.decode())
+    except ValueError:
         return False
-    return isinstance(row, dict) and row.get("label") is not None
+    return isinstance(row, dict) and row.get("label") is None
 
 
 def audit_sample(
@@ -84,6 +93,8 @@ def audit_sample(
     rows = []
     for why, among, n in (("flagged", flagged, sizes[0]), ("not flagged", ~flagged, sizes[1])):
         rows += _draw(rng, articles, copies, scores, why, _cells_of(cells, among, n), n, evenly=False)
+    for row in rows:
+        row["threshold"] = threshold
     return [rows[i] for i in rng.permutation(len(rows))]
 
 

@@ -1,0 +1,146 @@
+"""The labels that somebody has filled in: which articles they are, and whether they measure anything."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.errors import InputError
+from prefilter_common.evaluation.leakage import shared_articles
+from prefilter_common.evaluation.traffic.coverage import plain_text
+from prefilter_common.statistics.survey import Sample
+
+KEYS: Mapping[str, type[str] | type[int]] = {"stratum": str, "stratum_size": int, "copies": int, "why": str}
+# With a larger share missing, the labels are a selection, and say nothing of the traffic as a whole.
+MAX_MISSING = 0.02
+# What ``why`` is in an audit sample.
+DRAWN_BY_FLAGS = {"flagged", "not flagged"}
+# Scores of one model on two machines, or with two engines, may differ by less.
+SAME_SCORE = 1e-3
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The labelled articles of a sample; ``sample`` weights them, ``kind`` (n,) says why each was drawn.
+
+    ``flags`` (n,) is what the model that drew it decided, from its ``scores`` and at ``threshold``; None for a review
+    queue. ``unlabelled`` is the share of the traffic in strata of which no article was labelled, ``skipped`` the share
+    of the rows without a label before the last one with a label: the rows of each kind are in random order, so labels
+    from the first row on are a random sample, and labels picked out are not.
+    """
+
+    articles: list[Article]
+    sample: Sample
+    kind: np.ndarray
+    flags: np.ndarray | None
+    scores: np.ndarray
+    threshold: float | None
+    unlabelled: float
+    skipped: float
+
+    @property
+    def random(self) -> bool:
+        """Whether the labels are a random sample of the whole traffic, nearly without gaps."""
+        return max(self.unlabelled, self.skipped) <= MAX_MISSING
+
+    def drawn_from(self, traffic: Sequence[Article]) -> bool:
+        """Whether nearly all of its articles are among these."""
+        texts = {plain_text(article) for article in traffic}
+        return sum(plain_text(a) not in texts for a in self.articles) <= MAX_MISSING * len(self.articles)
+
+    def drawn_by(self, scores: np.ndarray, threshold: float) -> bool:
+        """Whether the model with these (n,) scores and this threshold drew the sample.
+
+        With another threshold it may flag articles of a stratum of which none that it flags was drawn.
+        """
+        same = np.abs(scores - self.scores) < SAME_SCORE
+        alike = self.flags is not None and np.array_equal(scores >= threshold, self.flags)
+        return self.threshold == threshold and bool(same.all()) and alike
+
+
+def read_audit(path: Path) -> Audit:
+    """The rows of ``audit_<model>.jsonl`` or ``review_queue_<model>.jsonl`` that have a label. Raises InputError."""
+    rows = load_articles(path)
+    _require_one_draw(path, rows)
+    labelled = [row for row in rows if row.label is not None]
+    if not labelled:
+        raise InputError(f'{path}: no article has a label; fill in "label": 0 (journalism) or 1 (commerce)')
+    sizes = {row.extra["stratum"]: row.extra["stratum_size"] for row in rows}
+    strata = sorted({row.extra["stratum"] for row in labelled})
+    sample = Sample(
+        stratum=np.array([strata.index(row.extra["stratum"]) for row in labelled]),
+        sizes=np.array([sizes[stratum] for stratum in strata]),
+        copies=np.array([row.extra["copies"] for row in labelled]),
+    )
+    kinds = sorted({row.extra["why"] for row in labelled})
+    kind = np.array([kinds.index(row.extra["why"]) for row in labelled])
+    unlabelled = 1 - sum(map(sizes.__getitem__, strata)) / sum(sizes.values())
+    flags = np.array([row.extra["why"] == "flagged" for row in labelled]) if set(kinds) <= DRAWN_BY_FLAGS else None
+    found = [row.extra.get("score") for row in labelled]
+    scores = np.array([score if isinstance(score, int | float) else np.nan for score in found])
+    threshold = rows[0].extra.get("threshold")
+    return Audit(labelled, sample, kind, flags, scores, threshold, unlabelled, _skipped(rows))
+
+
+def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
+    """Raise InputError unless the rows are those of one file that ``audit_sample`` or ``review_queue`` has drawn."""
+    first = rows[0].extra
+    sizes: dict[str, int] = {}
+    texts: set[tuple[str, str]] = set()
+    for number, row in enumerate(rows, start=1):
+        where = f"{path}: article {number} ({row.id})"
+        if bad := [
+            key for key, kind in KEYS.items() if type(row.extra.get(key)) is not kind or row.extra[key] <= kind()
+        ]:
+            raise InputError(
+                f"{where} has no valid {bad[0]}; label a file that --audit or --traffic wrote, and leave its other "
+                "keys alone"
+            )
+        size = sizes.setdefault(row.extra["stratum"], row.extra["stratum_size"])
+        audit = row.extra["why"] in DRAWN_BY_FLAGS
+        if (
+            size != row.extra["stratum_size"]
+            or (row.title, row.content) in texts
+            or audit != (first["why"] in DRAWN_BY_FLAGS)
+            or row.extra.get("threshold") != first.get("threshold")
+        ):
+            raise InputError(f"{where} is of another draw than those before it; pass the rows of one file alone")
+        texts.add((row.title, row.content))
+
+
+def _skipped(rows: Sequence[Article]) -> float:
+    skipped = reached = 0
+    for why in {row.extra["why"] for row in rows}:
+        answered = [row.label is not None for row in rows if row.extra["why"] == why]
+        last = max((i for i, known in enumerate(answered, start=1) if known), default=0)
+        reached += last
+        skipped += last - sum(answered)
+    return skipped / reached
+
+
+def usable_audit(
+    audit: Audit | None, train: Sequence[Article] | None, traffic: Sequence[Article] | None
+) -> tuple[Audit | None, list[str]]:
+    """The audit, but None where models may have learnt its labels; and what these do not measure, in a sentence."""
+    if audit is None:
+        return None, []
+    known = len(shared_articles(train, audit.articles)) if train else 0
+    if known > MAX_MISSING * len(audit.articles):
+        return None, [
+            f"{known} of the {len(audit.articles)} labelled articles of --audited are training articles, so they are "
+            "not counted: models may have learnt these labels; draw another sample with --audit, and label it"
+        ]
+    if traffic and not audit.drawn_from(traffic):
+        return audit, [
+            "the labelled articles of --audited are not among those of --traffic, and measure the traffic that they "
+            "were drawn from; pass both of the same week"
+        ]
+    if audit.flags is None or audit.random:
+        return audit, []
+    return audit, [
+        f"the labels of --audited are no random sample, and measure neither precision nor recall: {audit.skipped:.0%} "
+        f"of the rows before the last label have none, and {audit.unlabelled:.0%} of the traffic is in parts without "
+        "one; fill them in from the first row on, without gaps"
+    ]
