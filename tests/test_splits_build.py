@@ -166,6 +166,43 @@ def test_a_build_keeps_the_labels_that_merge_has_corrected(tmp_path):
         assert {a.id: a.label for a in load_articles(tmp_path / "out" / "train.jsonl")}[wrong.id] == answer["label"]
 
 
+def test_a_build_keeps_the_labels_of_scored_articles_that_were_merged(tmp_path):
+    """Those of --keep-middle, whose score decides nothing, and one whose score said something else."""
+    rows = scored(300)
+    middle = [{"id": f"m{i}", "title": f"Middle {i}", "content": f"of its own kind {i}", "commerce_score": s}
+              for i, s in enumerate((5.0, 6.5, 9.0))]  # fmt: skip
+    build(tmp_path, rows)
+    queue = write_jsonl(tmp_path / "queue.jsonl", [{**row, "label": 0} for row in middle])
+    assert call(splits_command, ["merge", queue, "--splits", tmp_path / "out", "--overwrite"]) == 0
+    for _ in range(2):
+        build(tmp_path, [*rows, *middle], "--overwrite")
+        labels = {article.id: article.label for article in load_articles(tmp_path / "out" / "train.jsonl")}
+        assert [labels.get(row["id"]) for row in middle] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept_out", "allowed"),
+    [
+        (["--group-by", "source"], {"source": "one of test"}, {"source": "new.example"}),
+        (["--test-after", "2026-01-18"], {"date": "2026-01-19"}, {"date": "2026-01-18"}),
+    ],
+)
+def test_merge_adds_nothing_that_the_build_keeps_out_of_train(tmp_path, flags, kept_out, allowed):
+    rows = [{**row, "date": f"2026-01-{i % 20 + 1:02}"} for i, row in enumerate(scored(600))]
+    build(tmp_path, rows, *flags)
+    if "source" in kept_out:
+        kept_out = {"source": load_articles(tmp_path / "out" / "test.jsonl")[0].source}
+    answers = [{"title": f"Answer {i}", "content": f"a text of its own {i}", "label": 1, **more}
+               for i, more in enumerate((kept_out, allowed, {}))]  # fmt: skip
+    queue = write_jsonl(tmp_path / "queue.jsonl", answers)
+    assert call(splits_command, ["merge", queue, "--splits", tmp_path / "out", "--overwrite"]) == 0
+    titles = {article.title for article in load_articles(tmp_path / "out" / "train.jsonl")}
+    assert titles >= {"Answer 1", "Answer 2"} and "Answer 0" not in titles
+    record = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["merges"][-1]
+    assert record["discarded_rows"] == {"kept out of train by the build": 1}
+    build(tmp_path, [*rows, *answers[1:]], "--overwrite", *flags)  # and so it can be continued
+
+
 def test_a_new_article_that_links_two_splits_is_dropped_and_moves_nothing(tmp_path):
     rows = scored(200)
     build(tmp_path, rows)

@@ -100,6 +100,7 @@ DAMAGED = {
     "no splits": "{}",
     "splits of another type": '{"splits": {"train": 5}}',
     "merges of another type": '{"splits": {}, "merges": 5}',
+    "settings of another type": '{"splits": {}, "settings": {"group_by": null, "test_after": "soon"}}',
     "a key twice": '{"splits": {}, "splits": {}}',
     "UTF-16": '{"splits": {}}'.encode("utf-16"),
 }

@@ -8,7 +8,7 @@ build labels rows by ``commerce_score``, repairs and cleans texts, keeps article
 and writes the three files, ``manifest.json`` and ``cleaning.jsonl``, all of them or none; rows read = rows written +
 rows discarded by reason. The result depends on the rows and ``--seed``, not on their order; with ``--overwrite`` or
 ``--previous`` every article keeps its split, and the label that merge has given it. Where different texts have the same
-id, all but one get a new id, which is counted as repaired. merge adds labelled articles to train only; it corrects a
-label where the text is the same, or the id is and the texts are similar. audit reports overlaps, doubtful labels,
-shortcuts and distances.
+id, all but one get a new id, which is counted as repaired. merge adds labelled articles to train only, and none that
+--group-by or --test-after of the build keep out of it; it corrects a label where the text is the same, or the id is and
+the texts are similar. audit reports overlaps, doubtful labels, shortcuts and distances.
 """

@@ -6,6 +6,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -213,6 +214,13 @@ def read_manifest(folder: Path) -> Manifest | None:
         )
     if not isinstance(merges, list):
         raise InputError(f'{path}: "merges" must be a list; delete the file, or build the splits again')
+    if (settings := record.get("settings")) is not None:
+        try:
+            settings["group_by"], date.fromisoformat(settings["test_after"] or "2026-01-01")
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f'{path}: "settings" are not those of a build; delete the file, or build the splits again'
+            ) from None
     return record
 
 

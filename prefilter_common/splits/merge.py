@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 
 from prefilter_common.articles import Article, load_articles
@@ -12,10 +13,20 @@ from prefilter_common.files import parse_json
 from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.build import drop_repeated, log_discarded, with_own_ids
-from prefilter_common.splits.cleaning import LABEL, Row, json_lines, kept_articles, read_row, read_rows, text_hash
+from prefilter_common.splits.cleaning import (
+    LABEL,
+    Row,
+    json_lines,
+    kept_articles,
+    published,
+    read_row,
+    read_rows,
+    text_hash,
+)
 from prefilter_common.splits.duplicates import clusters, find_pairs, same_id_pairs
 from prefilter_common.splits.guard import overlaps
 from prefilter_common.splits.manifest import (
+    BuildSettings,
     Manifest,
     MergeRecord,
     check_folder,
@@ -27,8 +38,8 @@ from prefilter_common.splits.manifest import (
     write_folder,
 )
 
-NO_ANSWER, KNOWN, HELD_OUT, CONTRADICTED = (
-    "no label", "already in train", "shared with val or test", "conflicting labels",
+NO_ANSWER, KNOWN, HELD_OUT, CONTRADICTED, KEPT_OUT = (
+    "no label", "already in train", "shared with val or test", "conflicting labels", "kept out of train by the build",
 )  # fmt: skip
 
 
@@ -51,12 +62,16 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
     held = {name: parse(options.splits / f"{name}.jsonl", content) for name, content in contents.items()}
     rows = drop_repeated(discard_contradicted(discard_unanswered(read_rows(options.inputs))))
     log_discarded(rows)
-    rows, answers = match_rows(rows, held)
+    rows, answers = match_rows(discard_kept_out(rows, held, manifest.get("settings")), held)
     lines, corrected = correct(contents["train"], held["train"], answers)
     new = iter(
         with_own_ids([row for row in rows if LABEL not in row.repairs], taken={str(a.id) for a in held["train"]})
     )
     rows = [row if LABEL in row.repairs else next(new) for row in rows]
+    # Without a score: the next build would label them by it again.
+    rows = [
+        row if row.article is None else replace(row, article=replace(row.article, commerce_score=None)) for row in rows
+    ]
     _, added = kept_articles([row for row in rows if LABEL not in row.repairs])
     splits = {name: (contents[name], articles) for name, articles in held.items()}
     splits["train"] = (lines + json_lines(added), corrected + added)
@@ -112,6 +127,23 @@ def discard_contradicted(rows: Sequence[Row]) -> list[Row]:
     for i, article in zip(places, articles, strict=True):
         if len(labels[text_hash(article)]) > 1:
             remaining[i] = rows[i].discard(CONTRADICTED)
+    return remaining
+
+
+def discard_kept_out(
+    rows: Sequence[Row], held: Mapping[str, Sequence[Article]], settings: BuildSettings | None
+) -> list[Row]:
+    """Discard what the build's settings keep out of train: sources of val and test, or articles of the test's days."""
+    by_source = settings is not None and settings["group_by"] is not None
+    after = date.fromisoformat(settings["test_after"]) if settings and settings["test_after"] else None
+    sources = {article.source for name in ("val", "test") for article in held[name]} - {None}
+    remaining = list(rows)
+    for i, article in zip(*kept_articles(rows), strict=True):
+        day = published(article)
+        if by_source and article.source in sources:
+            remaining[i] = rows[i].discard(KEPT_OUT, f"--group-by: val or test has the source {article.source}")
+        elif after and day and day > after:
+            remaining[i] = rows[i].discard(KEPT_OUT, f"--test-after: published on {day}, after {after}")
     return remaining
 
 
