@@ -135,6 +135,8 @@ def merge(adapter: Path, overwrite: bool) -> None:
     require_model_output(target, overwrite, [adapter])
     checkpoint = load_checkpoint(adapter)
     require_model_output(target, overwrite, [Path(checkpoint.contract.base_model or adapter)])
+    # Stages, if it has any, are in files beside the adapter and belong to its engines.
+    checkpoint = replace(checkpoint, contract=replace(checkpoint.contract, stages=()))
     with new_directory(target, overwrite) as directory:
         checkpoint.save(directory)
         copy_records(adapter, directory, target.as_posix(), checkpoint.contract)
@@ -142,7 +144,8 @@ def merge(adapter: Path, overwrite: bool) -> None:
 
 def merged_name(adapter: Path) -> Path:
     """Where the merged checkpoint of an adapter goes."""
-    return adapter.with_name(f"{adapter.name}-merged")
+    named = adapter.resolve() if adapter.name in ("", "..") else adapter
+    return named.with_name(f"{named.name}-merged")
 
 
 if __name__ == "__main__":

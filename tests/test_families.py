@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ def test_adapter_merged_checkpoint_and_training_agree(families, data_dir, capsys
     assert max(differences.values()) < 1e-4
 
 
-def test_an_adapter_is_merged_afterwards_too_and_not_over_a_finished_one(families, tmp_path, capsys):
+def test_an_adapter_is_merged_afterwards_too_and_not_over_a_finished_one(families, tmp_path, capsys, monkeypatch):
     import shutil
 
     shutil.copytree(families[0] / "qwen", tmp_path / "a")
@@ -95,6 +96,8 @@ def test_an_adapter_is_merged_afterwards_too_and_not_over_a_finished_one(familie
     assert call(train_qwen_lora, ["--merge", tmp_path / "a"]) == 2
     assert "already exists; pass --overwrite" in capsys.readouterr().err
     assert call(train_qwen_lora, ["--merge", families[0] / "minilm"]) == 2
+    monkeypatch.chdir(tmp_path / "a")
+    assert train_qwen_lora.merged_name(Path(".")) == tmp_path / "a-merged"
     assert "no adapter_config.json" in capsys.readouterr().err
 
 

@@ -89,6 +89,24 @@ def test_two_processes_converting_at_once_share_one_whole_checkpoint(tmp_path):
     AutoModel.from_pretrained(printed[0])
 
 
+def test_a_cache_of_which_files_were_removed_is_made_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made = []
+
+    def convert(content, checkpoint):
+        checkpoint.mkdir()
+        for name in packaged.FILES:
+            (checkpoint / name).write_text("x")
+        made.append(checkpoint)
+
+    monkeypatch.setattr(packaged, "_convert", convert)
+    target = packaged_encoder()
+    (target / "model.safetensors").unlink()
+    assert packaged_encoder() == packaged_encoder() == target and len(made) == 2
+    assert {path.name for path in target.iterdir()} == set(packaged.FILES)
+    assert list(target.parent.iterdir()) == [target]
+
+
 def test_weights_that_cannot_be_read_are_not_blamed_on_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(packaged, "_weights_file", lambda: tmp_path / "e5-small-q4.bin")

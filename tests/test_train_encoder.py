@@ -107,7 +107,8 @@ def test_the_same_seed_gives_the_same_model(tmp_path, tiny_encoder, data_dir, tr
     assert np.abs(first - same).max() < 1e-3 < np.abs(first - other).max()
 
 
-def test_smoke_caps_and_the_last_line(tmp_path, tiny_encoder, data_dir, capsys):
+def test_smoke_caps_and_the_last_line(tmp_path, tiny_encoder, data_dir, capsys, monkeypatch):
+    monkeypatch.setattr("prefilter_common.training.run.now", lambda: "at the end")
     flags = ["--max-train-samples", "8", "--max-val-samples", "4", "--epochs", "1", "--max-length", "32"]
     flags += ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "smoke"]
     assert call(train_encoder, flags) == 0
@@ -116,6 +117,7 @@ def test_smoke_caps_and_the_last_line(tmp_path, tiny_encoder, data_dir, capsys):
     assert last["model"] == str(tmp_path / "smoke") and 0 <= last["eval_f1"] <= 1
     metrics = read(tmp_path / "smoke" / "training_metrics.json")
     assert (metrics["train_articles"], metrics["val_articles"], metrics["steps"]) == (8, 4, 1)
+    assert read(tmp_path / "smoke" / "run.json")["finished"] == "at the end"
     assert "step 1/1 (100%) | loss" in captured.err and "articles/s | eta" in captured.err
 
 

@@ -1,21 +1,28 @@
+import json
 import os
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import TrainingArguments
 
 from prefilter_common.articles import JOURNALISM, Article, capped, cut, cut_at_random, format_input, labels_of
 from prefilter_common.errors import InputError
+from prefilter_common.models.card import model_card
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
+from prefilter_common.training import fine_tuning
 from prefilter_common.training.acceleration import resolve_precision
 from prefilter_common.training.data import soft_targets
-from prefilter_common.training.fine_tuning import _padded, weighted_loss
+from prefilter_common.training.fine_tuning import weighted_loss
+from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import ProgressLog
 from prefilter_common.training.recipe import Recipe
-from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
+from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts, padded
 
 
 class Lengths:
@@ -46,6 +53,50 @@ def test_every_article_once_an_epoch_in_batches_of_like_length():
 def test_the_order_depends_on_seed_and_epoch_alone():
     orders = [list(LengthGroupedSampler(Lengths(range(100)), 8, seed)) for seed in (1, 1, 2)]
     assert orders[0] == orders[1] != orders[2]
+
+
+def test_a_base_model_from_the_hub_is_pinned_to_its_commit(tmp_path, monkeypatch, tiny_models):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--me--tiny"
+    shutil.copytree(tiny_models["minilm"], repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    contract = load_base_model("me/tiny", max_length=64, seed=1).contract
+    assert (contract.base_model, contract.base_revision) == ("me/tiny", commit)
+    metrics = {"train_articles": 1, "val_articles": 1, "best_epoch": 1.0}
+    metrics |= dict.fromkeys(("eval_f1", "eval_precision", "eval_recall", "eval_accuracy"), 0.5)
+    run = {"data": {}, "command": "python train_encoder.py"}
+    assert "\nbase_model: me/tiny\n" in model_card("m", contract, metrics, run)
+    # the hub refuses what is no name there
+    assert "base_model:" not in model_card("m", replace(contract, base_revision=None), metrics, run)
+    packaged = replace(contract, base_model="multilingual-e5-small", base_revision=None)
+    assert "\nbase_model: intfloat/multilingual-e5-small\n" in model_card("m", packaged, metrics, run)
+
+
+def test_what_a_base_model_was_trained_for_does_not_change_the_loss(tmp_path, tiny_models):
+    shutil.copytree(tiny_models["minilm"], tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text(encoding="utf-8"))
+    config |= {"problem_type": "regression", "output_hidden_states": True, "output_attentions": True}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    model = load_base_model(str(tmp_path / "base"), max_length=64, seed=1).model
+    outputs = model(input_ids=torch.tensor([[5, 6, 7]] * 3), labels=torch.tensor([0, 1, 1]))
+    assert sorted(outputs) == ["logits", "loss"] and model.config.problem_type == "single_label_classification"
+
+
+def test_a_tokenizer_written_in_python_is_refused(tmp_path, tiny_models, monkeypatch):
+    monkeypatch.setattr("prefilter_common.models.checkpoints.AutoTokenizer.from_pretrained", lambda *_, **__: object())
+    with pytest.raises(InputError, match="its tokenizer, object, has no fast version"):
+        load_base_model(str(tiny_models["minilm"]), max_length=64, seed=1)
+
+
+def test_a_launchers_precision_and_other_gpus_do_not_change_the_recipe(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
+    saver = CheckpointSaver(tmp_path, {}, 1, None)
+    args = fine_tuning._training_arguments(Recipe(precision="fp32"), saver, "f1")
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no" and args._n_gpu == 1
+    assert not args.fp16 and not args.bf16
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9])
@@ -207,7 +258,7 @@ def test_a_batch_is_padded_to_its_longest_article_or_to_the_next_step_of_a_graph
 
     def width(longest, step):
         rows = [{"input_ids": [5] * n, "labels": n % 2} for n in (3, longest)]
-        batch = _padded(tokenizer, step, 100, rows)
+        batch = padded(tokenizer, step, 100, rows)
         assert batch["attention_mask"].sum(dim=1).tolist() == [3, longest] and batch["labels"].tolist() == [
             1,
             longest % 2,

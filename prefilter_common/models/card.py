@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from prefilter_common.models.contract import Contract
 from prefilter_common.runinfo import RunInfo
 
+# What the hub calls a base model that did not come from there.
+HUB_NAMES = {"multilingual-e5-small": "intfloat/multilingual-e5-small"}
 # Roles of files, as run.json has them.
 TRAINED_ON = ("train", "soft_labels", "unlabelled")
 
@@ -23,8 +25,7 @@ def model_card(name: str, contract: Contract, metrics: Mapping, run: RunInfo | M
     )
     return f"""---
 library_name: {"peft" if adapter else "transformers"}
-pipeline_tag: text-classification
-base_model: {contract.base_model}
+pipeline_tag: text-classification{_base_model(contract)}
 ---
 # {name}
 
@@ -47,6 +48,12 @@ Input: `{contract.input_format}`, cut at {contract.max_length} tokens. Labels: 0
 
     {run["command"]}
 """
+
+
+def _base_model(contract: Contract) -> str:
+    """Its line, where the hub has the base model: it knows no directory."""
+    name = HUB_NAMES.get(str(contract.base_model), contract.base_model if contract.base_revision else None)
+    return f"\nbase_model: {name}" if name else ""
 
 
 def _several_runs(metrics: Mapping) -> str:

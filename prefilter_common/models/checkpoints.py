@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
@@ -58,8 +59,10 @@ def load_base_model(name: str, max_length: int, seed: int) -> Checkpoint:
     """
     source = locate_base(name)
     torch.manual_seed(seed)
-    with named_errors(name):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **_labels(2))
+    with named_errors(str(source) if Path(source).is_dir() else name):
+        # Switches of what the base was trained for: another loss, or more outputs.
+        switches = {"problem_type": None, "output_hidden_states": False, "output_attentions": False}
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **switches, **_labels(2))
         _check_max_length(config, max_length, name)
         # Dropout inside attention makes torch materialise every attention matrix, since its fused kernels cannot
         # drop: nearly half as much time and memory again. Hidden states keep their dropout.
@@ -71,10 +74,16 @@ def load_base_model(name: str, max_length: int, seed: int) -> Checkpoint:
         model = _load_model(source, name, trained=False, config=config)
         check_vocabulary(model, tokenizer, name)
         tokenizer.model_max_length = max_length
-    revision = getattr(config, "_commit_hash", None)
+    revision = _revision(source)
     earlier = read_contract(Path(source)) or Contract()  # of a model that is trained further
     contract = Contract(max_length=max_length, base_model=name, base_revision=revision, max_unknown=earlier.max_unknown)
     return Checkpoint(model, tokenizer, contract)
+
+
+def _revision(source: str | Path) -> str | None:
+    """The hub's commit of what was just loaded from it; None for a directory."""
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(str(source), "config.json")
+    return Path(cached).parent.name if isinstance(cached, str) else None
 
 
 def _what_instead(directory: Path) -> str:
@@ -123,6 +132,9 @@ def load_checkpoint(directory: Path) -> Checkpoint:
 
 def _load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        kind = type(tokenizer).__name__
+        raise InputError(f"{source}: its tokenizer, {kind}, has no fast version (tokenizer.json); name another model")
     # Without the id of a padding token a decoder's head cannot find the last real token.
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token

