@@ -69,18 +69,18 @@ def test_decisions_are_compared_on_distinct_texts_traffic_first():
     traffic = [*week, *week[:2], test[0], val[0]]
     data = Data(test, test, train, val, traffic)
     everything = data.comparing(1000)
-    assert {role: len(part) for role, part in everything.more.items()} == {"train": 100, "traffic": 31, "val": 39}
+    assert {role: len(part) for role, part in everything.more.items()} == {"train": 100, "traffic": 30, "val": 40}
     held_out, rest = train[::4], [article for i, article in enumerate(train) if i % 4]
     # Stages are fitted on the first half of the traffic, and judged on the second and on what is held out.
-    assert everything.all_more == [*week[17:], val[0], *week[:17], *held_out, *rest, *val[1:]]
-    assert everything.unseen.tolist() == 14 * [True] + 17 * [False] + 25 * [True] + 75 * [False] + 39 * [False]
+    assert everything.all_more == [*week[17:], *week[:17], *held_out, *rest, *val]
+    assert everything.unseen.tolist() == 13 * [True] + 17 * [False] + 25 * [True] + 75 * [False] + 40 * [False]
     assert everything.fitting == [*rest, *week[:17]]
-    assert data.comparing(51).all_more[31:41] == [held_out[i * 25 // 10] for i in range(10)]
+    assert data.comparing(51).all_more[30:41] == [held_out[i * 25 // 11] for i in range(11)]
     for limit, expected in (
         (10, {"traffic": 10}),
         (20, {"traffic": 20}),
-        (51, {"train": 10, "traffic": 31, "val": 10}),
-        (120, {"train": 50, "traffic": 31, "val": 39}),
+        (51, {"train": 11, "traffic": 30, "val": 10}),
+        (120, {"train": 50, "traffic": 30, "val": 40}),
     ):
         chosen = data.comparing(limit)
         assert {role: len(part) for role, part in chosen.more.items()} == expected
@@ -96,6 +96,15 @@ def test_an_update_of_a_story_that_a_stage_was_fitted_on_does_not_judge_it():
     assert len(data.unseen) == 110
     unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
     assert unseen == week[105:]
+
+
+def test_traffic_out_of_which_the_validation_articles_came_does_not_judge_stages_by_them():
+    """Their texts, and updates of their stories."""
+    week = [Article(f"story {i}", f"text {i}", label=i % 2) for i in range(100)]
+    later = [*week[:20], *(replace(article, content=f"{article.content} again") for article in week[20:40])]
+    data = Data([], [], val=week[:40], traffic=[*week[40:], *later, *articles(20, "new")]).comparing(1000)
+    unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
+    assert unseen == articles(20, "new")
 
 
 def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted_on():

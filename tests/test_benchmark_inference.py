@@ -11,13 +11,15 @@ from conftest import call, write_jsonl
 import benchmark_inference
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.benchmark import rows as benchmark
+from prefilter_common.benchmark.report import latency_verdict
 from prefilter_common.benchmark.stages.cascade import Cascade
 from prefilter_common.benchmark.timing import Single, Worker
+from prefilter_common.errors import InputError
 from prefilter_common.files import write_json
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Stage
-from prefilter_common.models.directory import read_contract, read_record, write_contract
-from prefilter_common.scoring.engines.conversion import ENGINE_FILE, convert
+from prefilter_common.models.directory import ENGINE_FILE, read_contract, read_record, write_contract
+from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import REFERENCE, EngineName
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.stages.first_stage import TABLE_BITS, FirstStage
@@ -134,6 +136,41 @@ def test_an_engine_that_is_unavailable_is_a_row_with_its_reason(run, monkeypatch
     assert code == 0 and len(result["rows"]) == 1
     assert result["skipped"]["openvino-fp32"] == "openvino is not installed; pip install openvino"
     assert "skipped: onnxruntime-int8: onnxruntime is not installed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("method", ["single", "bulk"])
+def test_an_engine_that_fails_while_it_is_timed_is_a_row_with_its_reason(run, monkeypatch, capsys, method):
+    pytest.importorskip("onnxruntime")
+    measured = getattr(Worker, method)
+
+    def fail(self, *args):
+        if "int8" in self.opened["precision"]:
+            raise InputError("yields scores that are not numbers")
+        return measured(self, *args)
+
+    monkeypatch.setattr(Worker, method, fail)
+    code, result = run("--engines", "onnxruntime-int8", "onnxruntime-fp32", "--no-stages")
+    assert code == 0 and [row["engine"] for row in result["rows"]] == ["pytorch-fp32", "onnxruntime-fp32"]
+    assert result["skipped"] == {"onnxruntime-int8": "yields scores that are not numbers"}
+    assert "skipped: onnxruntime-int8: yields scores that are not numbers" in capsys.readouterr().out
+
+
+def test_what_reads_less_is_refused_with_its_engine():
+    rows = [
+        {"engine": engine, "max_length": length, "stages": stages, "refused": refused}
+        for engine, length, stages, refused in (
+            ("pytorch-fp32", 64, [], None),
+            ("pytorch-fp32", 64, ["first stage"], None),
+            ("onnxruntime-int8", 64, [], "4.3% of decisions changed at default"),
+            ("onnxruntime-int8", 64, ["first stage"], None),
+            ("onnxruntime-int8", 32, [], None),
+            ("openvino-int8", 32, [], None),
+        )
+    ]
+    benchmark.refuse_with_their_engine(rows, 64)
+    found = [row["refused"] for row in rows]
+    assert found[:2] == [None, None] and found[5] is None
+    assert found[3] == found[4] == "read in full, 4.3% of decisions changed at default"
 
 
 SHORT = Stage("encoder", 1.0, 0.0, 1.0, max_length=16)  # all that is cut is read again: the same decisions
@@ -306,7 +343,7 @@ def test_the_one_model_is_found_and_several_are_a_question(tmp_path, monkeypatch
     [(49.9, "meets the target"), (50.0, "meets the minimum (< 100 ms), not"), (100.0, "misses the minimum")],
 )
 def test_the_verdict(ms, words):
-    assert benchmark.latency_verdict(ms).startswith(words)
+    assert latency_verdict(ms).startswith(words)
 
 
 def test_the_frontier_is_what_nothing_else_beats():

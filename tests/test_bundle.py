@@ -12,7 +12,7 @@ from prefilter_common.articles import load_articles
 from prefilter_common.cli import exit_code
 from prefilter_common.errors import InputError
 from prefilter_common.models.bundle import deployed, main, pack, unpack
-from prefilter_common.models.directory import fingerprints
+from prefilter_common.models.directory import fingerprints, sha256_of
 from prefilter_common.scoring import Scorer
 
 CONTRACT = {"input_format": "[TITLE] {title} [CONTENT] {content}", "max_length": 64}
@@ -37,8 +37,11 @@ def model(tmp_path):
     for name, text in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    made_from = {"source": fingerprints(folder)}
-    (folder / "openvino-fp32" / "engine.json").write_text(json.dumps(made_from), encoding="utf-8")
+    engine = folder / "openvino-fp32"
+    files = {name: sha256_of(engine / name) for name in ("model.bin", "tokenizer.json")}
+    numbers = dict.fromkeys(("pad_token_id", "max_length", "max_positions"), 1)
+    made = {"source": fingerprints(folder), "files": files, **numbers}
+    (engine / "engine.json").write_text(json.dumps(made), encoding="utf-8")
     return folder
 
 
@@ -73,9 +76,22 @@ def test_without_one_the_checkpoint_goes(model, recommended):
     assert set(deployed(model)) == files
 
 
+REFUSED = r"openvino-fp32: recommended, but missing, damaged or not made from this checkpoint; python benchmark_inf"
+
+
+def test_an_engine_that_is_damaged_or_missing_is_not_packed(model, tmp_path):
+    with (model / "openvino-fp32" / "model.bin").open("r+b") as weights:
+        weights.truncate(100)
+    with pytest.raises(InputError, match=REFUSED):
+        pack(model, tmp_path / "m.tar")
+    shutil.rmtree(model / "openvino-fp32")
+    with pytest.raises(InputError, match=REFUSED):
+        pack(model, tmp_path / "m.tar")
+
+
 def test_an_engine_made_from_other_weights_is_not_packed(model, tmp_path):
     (model / "model.safetensors").write_text("other weights", encoding="utf-8")
-    with pytest.raises(InputError, match=r"openvino-fp32: was not made from this checkpoint; python benchmark_inf"):
+    with pytest.raises(InputError, match=REFUSED):
         pack(model, tmp_path / "m.tar")
     (model / "model.safetensors").unlink()  # a deployment has none, and can be packed again
     assert pack(model, tmp_path / "m.tar")
@@ -122,8 +138,9 @@ def test_yesterdays_model_is_put_back_only_where_that_is_asked_for(model, tmp_pa
     assert set(content(target)) == set(deployed(model))
 
 
-def renamed(name, old):
-    return old.replace(b"run.json", b"../x.json") if name == "bundle.json" else old
+def listed(old, new):
+    """A change of the list, which names a file ``new`` instead of ``old``."""
+    return lambda name, content: content.replace(old, new) if name == "bundle.json" else content
 
 
 @pytest.mark.parametrize(
@@ -135,13 +152,14 @@ def renamed(name, old):
         ),
         (lambda name, old: None if name == "run.json" else old, "run.json is missing; copy the archive again"),
         (lambda name, old: None if name == "bundle.json" else old, "not a bundle, or damaged; copy it again"),
-        (renamed, "not a bundle, or damaged"),
-        (
-            lambda name, old: old.replace(b"run.json", b"ran.json") if name == "bundle.json" else old,
-            "'run.json' is not",
-        ),
+        (listed(b"run.json", b"../x.json"), "not a bundle, or damaged"),
+        (listed(b"run.json", b"/x.json"), "not a bundle, or damaged"),
+        (listed(b"run.json", b"C:x.json"), "not a bundle, or damaged"),
+        (listed(b"run.json", b"..\\\\x.json"), "not a bundle, or damaged"),
+        (listed(b'"bytes"', b'"size"'), "not a bundle, or damaged"),
+        (listed(b"run.json", b"ran.json"), "'run.json' is not"),
     ],
-    ids=["damaged", "missing", "no list", "outside", "unlisted"],
+    ids=["damaged", "missing", "no list", "above", "absolute", "drive", "backslash", "no size", "unlisted"],
 )
 def test_a_bundle_that_is_not_whole_leaves_nothing(model, tmp_path, change, message):
     archive, target = tmp_path / "m.tar", tmp_path / "m"

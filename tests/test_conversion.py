@@ -13,9 +13,10 @@ from scipy.special import logit
 from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_checkpoint
+from prefilter_common.models.directory import ENGINE_FILE, is_current
 from prefilter_common.models.encoder_layers import layers_of
 from prefilter_common.scoring.engines import conversion, converters
-from prefilter_common.scoring.engines.conversion import ENGINE_FILE, convert, is_current
+from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import EngineName, Unavailable
 from prefilter_common.scoring.scorer import Scorer
 

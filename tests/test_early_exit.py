@@ -98,6 +98,18 @@ def test_each_exit_decides_what_it_is_sure_of_and_the_full_read_the_rest(scorer,
     assert seconds.shape == (3,) and (seconds > 0).all()
 
 
+def test_an_engine_that_keeps_kernels_for_each_shape_sees_few_numbers_of_articles(scorer, articles):
+    stages = [an_exit(2, 0.05, 0.95), an_exit(4, 0.2, 0.8)]
+    expected = scorer.reading(stages=stages).decide(articles, 12)
+    scorer.engine.ran.clear()
+    scorer.engine.width_step = 16
+    found = scorer.reading(stages=stages).decide(articles, 12)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-4)
+    np.testing.assert_array_equal(found[1], expected[1])
+    later = {n for part, n in scorer.engine.ran if part}
+    assert len(later) > 1 and later <= {1, 2, 4, 8, 12}
+
+
 def test_an_exit_after_some_of_the_parts(scorer, articles):
     cascade = scorer.reading(stages=[an_exit(4, 0.0, 0.0)])  # it decides all
     scores, decided_by = cascade.decide(articles, 7)

@@ -152,13 +152,3 @@ def test_without_labels_an_engine_is_judged_by_its_decisions_and_a_shorter_read_
     assert found["points"]["default"]["interval"] is None
     assert refusal(found, TOLERANCE, reads_less=False) is None
     assert refusal(found, TOLERANCE, reads_less=True) == "no labels to judge it on"
-
-
-def test_scores_that_are_not_numbers_are_refused(articles):
-    labels, scores = articles
-    broken = scores.copy()
-    broken[3] = np.nan
-    assert (
-        refusal(compare_scores(labels, scores, broken, THRESHOLDS, 0), TOLERANCE, False)
-        == "scores that are not numbers"
-    )

@@ -95,7 +95,7 @@ def test_a_cache_of_which_files_were_removed_is_made_again(tmp_path, monkeypatch
 
     def convert(content, checkpoint):
         checkpoint.mkdir()
-        for name in packaged.FILES:
+        for name in packaged.CACHED:
             (checkpoint / name).write_text("x")
         made.append(checkpoint)
 
@@ -103,7 +103,7 @@ def test_a_cache_of_which_files_were_removed_is_made_again(tmp_path, monkeypatch
     target = packaged_encoder()
     (target / "model.safetensors").unlink()
     assert packaged_encoder() == packaged_encoder() == target and len(made) == 2
-    assert {path.name for path in target.iterdir()} == set(packaged.FILES)
+    assert {path.name for path in target.iterdir()} == set(packaged.CACHED)
     assert list(target.parent.iterdir()) == [target]
 
 

@@ -12,7 +12,7 @@ from conftest import ROOT, call, write_jsonl
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.models.directory import read_contract
 from prefilter_common.outputs import kept_directory
-from prefilter_common.scoring import rows, streaming
+from prefilter_common.scoring import delivery, rows, streaming
 from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import EngineName
 from prefilter_common.scoring.scorer import Scorer
@@ -73,7 +73,8 @@ def broken_off(tmp_path, model, source, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         break_off(patch, KeyboardInterrupt)
         assert call(streaming, [model, source, tmp_path / "out.jsonl"]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    folder = tmp_path / ".out.jsonl.partial"
+    assert f"interrupted: the same command continues with the rows in {folder}\n" in capsys.readouterr().err
     assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl"]
     assert names(tmp_path / ".out.jsonl.partial") == ["rows.jsonl", "run.json"]
     return tmp_path / ".out.jsonl.partial"
@@ -101,6 +102,34 @@ def test_rows_in_the_order_of_the_input_with_the_scorers_scores(tmp_path, model,
     assert "10/53 (19%) | " in captured.err and " articles/s | eta " in captured.err
     assert "53/53 (100%) | " in captured.err
     assert names(output.parent) == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("n", [48, 47])
+def test_an_input_that_is_replaced_before_it_is_divided_is_not_divided(tmp_path, model, source, monkeypatch, capsys, n):
+    """A feed that is rotated: the rows of the one would be in the lines of the other."""
+    write = streaming.write_rows
+
+    def rotated(*args):
+        summary = write(*args)
+        write_jsonl(source, [{"id": f"b{i}", "title": "t", "content": "other"} for i in range(n)])
+        return summary
+
+    monkeypatch.setattr(streaming, "write_rows", rotated)
+    parts = ["--passed", tmp_path / "passed.jsonl", "--blocked", tmp_path / "blocked.jsonl"]
+    assert call(streaming, [model, source, tmp_path / "out.jsonl", *parts]) == 2
+    assert "in.jsonl: changed while it was being scored; delete " in error_line(capsys)
+    assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl"]
+
+
+@pytest.mark.parametrize("paths", [["-", "out.jsonl"], ["in.jsonl", "-"]])
+def test_a_closed_standard_stream_is_one_line_before_the_work(tmp_path, model, source, monkeypatch, capsys, paths):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(streaming.sys, "stdin", None)
+    if "out.jsonl" not in paths:
+        monkeypatch.setattr(streaming.sys, "stdout", None)
+    assert call(streaming, [model, *paths]) == 2
+    assert "standard input or output is closed; name a file instead" in error_line(capsys)
+    assert names(tmp_path) == ["in.jsonl"]
 
 
 def with_thresholds(tmp_path, model, **thresholds):
@@ -425,14 +454,14 @@ def test_a_run_killed_between_two_outputs_is_resumed(tmp_path, model, source, mo
     assert call(streaming, argv) == 0
     expected = [path.read_bytes() for path in (out, passed, blocked)]
     out.unlink(), passed.unlink(), blocked.unlink()
-    real = streaming._put_in_place
+    real = delivery._put_in_place
 
     def killed(part, target, record):
         real(part, target, record)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "_put_in_place", killed)
+        patch.setattr(delivery, "_put_in_place", killed)
         assert call(streaming, argv) == 130
     assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl", "p.jsonl"]
     shutil.copy(passed, blocked)  # somebody else's

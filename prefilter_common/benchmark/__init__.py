@@ -15,8 +15,9 @@ the F1 difference with its interval. Whether an engine decides as the reference 
 compared on test articles and on as many distinct texts of ``--traffic``, training and validation articles as the
 reference scores in a minute, traffic first; at least 1,200, at most what shows that half of the tolerated share is
 inside. A row is refused where F1 may be ``--max-f1-loss`` lower than the reference's or, for an engine or precision,
-where more than ``--max-changed`` of the decisions may change; where that is for want of texts, the reason says how many
-it takes. No change at all has to be seen on 368 articles to show 1 %; if 0.5 % change, it takes about 1,500.
+where more than ``--max-changed`` of the decisions may change; what reads less is refused with its engine. Where that is
+for want of texts, the reason says how many it takes. No change at all has to be seen on 368 articles to show 1 %; if
+0.5 % change, it takes about 1,500.
 
 Stages. Most articles need no full read. A cascade is a list of stages in ``prefilter.json``: each decides where its
 calibrated score lies outside two limits, and passes on the rest; what none decides is read in full.
@@ -38,7 +39,8 @@ by others like it that were fitted without the article, and without others of it
 a tenth of what gets there, or a short read that saves less than a tenth of the tokens, is not kept. Each kind of stage
 alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on those training
 articles and that traffic on which no stage was fitted or chosen; stages of an earlier run, on test articles alone.
-Evaluation drops the stages, with a warning, when it changes a threshold.
+Evaluation drops the stages, with a warning, when it changes a threshold, and warns of an engine that was compared at
+others.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, after the stages

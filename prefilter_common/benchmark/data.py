@@ -63,12 +63,12 @@ class Data:
         traffic and training articles those come first on which no stage is fitted or chosen.
         """
         earlier, later = self._earlier_traffic, self.traffic[len(self.traffic) // 2 :]
-        # A text that occurs twice counts where it is first: as one that a stage may be fitted on.
-        parts = [self.test, _but_held_out(self.train), earlier, later, self.val, self.train[::HOLD_OUT_EVERY]]
+        # A text that occurs twice counts where it is first: as one that a stage may be fitted or chosen on.
+        parts = [self.test, _but_held_out(self.train), earlier, self.val, later, self.train[::HOLD_OUT_EVERY]]
         together = [article for part in parts for article in part]
         distinct = distinct_texts(together)[0]
         of_part = np.searchsorted(np.cumsum([len(part) for part in parts]), distinct, side="right")
-        fitting, earlier, later, val, held_out = (
+        fitting, earlier, val, later, held_out = (
             [together[i] for i in distinct[of_part == part].tolist()] for part in range(1, len(parts))
         )
         later = list(capped(later, limit))
@@ -81,8 +81,8 @@ class Data:
         chosen = replace(self, more={role: part for role, part in more.items() if part})
         sizes = [len(later), len(earlier), len(held_out), len(fitting), n_val]
         unseen = np.repeat([True, False, True, False, False], sizes)
-        # A stage has seen a text where it was fitted on the same story, by its title, as in ``stages.soft_labels``.
-        stories = {article.title for article in self.fitting} - {""}
+        # A stage has seen a text where it saw the same story, by its title, as in ``stages.soft_labels``.
+        stories = {article.title for article in [*self.fitting, *self.val]} - {""}
         other = np.array([article.title not in stories for article in chosen.all_more], dtype=bool)
         return replace(chosen, unseen=unseen & other)
 

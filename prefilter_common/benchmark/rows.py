@@ -9,7 +9,6 @@ import numpy as np
 from prefilter_common.benchmark.fidelity import Fidelity, Tolerance, compare_scores, refusal
 from prefilter_common.benchmark.stages.cascade import Cascade
 from prefilter_common.benchmark.timing import Bulk, Shape, Single
-from prefilter_common.evaluation.choice.rules import CRITERIA
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.scoring.engines.interface import REFERENCE, EngineName
 from prefilter_common.statistics.metrics import latency_summary, threshold_metrics
@@ -210,9 +209,20 @@ def judge(
     return fidelity, refusal(fidelity, tolerance, reads_less)
 
 
+def refuse_with_their_engine(rows: Sequence[BenchmarkRow], max_length: int) -> None:
+    """Refuse what reads less with an engine that is refused when it reads ``max_length`` tokens, in place.
+
+    Such a row may change more decisions than an engine may, and would hide that its engine changes them.
+    """
+    in_full = {row["engine"]: row["refused"] for row in rows if row["max_length"] == max_length and not row["stages"]}
+    for row in rows:
+        if row["refused"] is None and (reason := in_full.get(row["engine"])):
+            row["refused"] = f"read in full, {reason}"
+
+
 def f1_with_interval(reference: Reference, scores: np.ndarray) -> tuple[float | None, list[float] | None]:
-    """F1 at the default threshold and its interval; both None where there are no labels or no numbers."""
-    if reference.labels is None or not np.isfinite(scores).all():
+    """F1 at the default threshold and its interval; both None where there are no labels."""
+    if reference.labels is None:
         return None, None
     (at,) = threshold_metrics(reference.labels, scores, [reference.contract.thresholds[DEFAULT]])
     return at["f1"], at["intervals"]["f1"]
@@ -237,13 +247,3 @@ def name_of(row: BenchmarkRow) -> str:
     """Such as ``openvino-int8 512 after 64 tokens``, as tables and pictures name a row."""
     after = f" after {' + '.join(row['stages'])}" if row["stages"] else ""
     return f"{row['engine']} {row['max_length']}{after}"
-
-
-def latency_verdict(avg_ms: float) -> str:
-    """The mean against the success criteria."""
-    minimum, target = CRITERIA["cpu_ms"]
-    if avg_ms < target:
-        return f"meets the target (< {target} ms)"
-    if avg_ms < minimum:
-        return f"meets the minimum (< {minimum} ms), not the target (< {target} ms)"
-    return f"misses the minimum (< {minimum} ms)"

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -22,10 +22,11 @@ from prefilter_common.benchmark.rows import (
     Reference,
     Single,
     WorkerFacts,
+    refuse_with_their_engine,
     row_of,
 )
 from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of
-from prefilter_common.benchmark.timing import Worker
+from prefilter_common.benchmark.timing import Answer, Worker
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
@@ -145,20 +146,12 @@ def open_workers(
     directory: Path, data: Data, options: Options, stack: ExitStack
 ) -> tuple[dict[EngineName, Worker], dict[str, str]]:
     """A process for every available engine, and the reason for every other. The stack ends the processes."""
-    workers, skipped = {}, {}
+    workers: dict[EngineName, Worker] = {}
+    skipped: dict[str, str] = {}
     for engine in (REFERENCE, *(name for name in options.engines if name != REFERENCE)):
-        try:
+        with _may_fail(engine, skipped):
             convert(directory, engine, data.whole_train, options.device)
             workers[engine] = stack.enter_context(Worker(directory, engine, options.device, options.threads))
-        except Unavailable as error:
-            skipped[str(engine)] = error.reason
-        except Exception as error:
-            # A model that one library cannot convert must still be timed with the others.
-            if engine == REFERENCE:
-                raise
-            skipped[str(engine)] = summary_of(error)
-            log.warning(f"{engine}: {skipped[str(engine)]}")
-            log.debug("", exc_info=True)
     return workers, skipped
 
 
@@ -182,42 +175,67 @@ def measure(
     reference: Reference,
     data: Data,
     rates_before: Mapping[str, float | None],
+    skipped: dict[str, str],
     options: Options,
 ) -> tuple[list[BenchmarkRow], dict[str, float | None]]:
-    """Time the configurations in turn, then in bulk. Returns a row for each, and the machine's matrix rates."""
+    """Time the configurations in turn, then in bulk; an engine that fails joins those ``skipped``, with the reason.
+
+    Returns a row for each of the others, and the machine's matrix rates.
+    """
+
+    def each(run: Callable[[Configuration, Worker], Answer]) -> dict[Configuration, Answer]:
+        found = {}
+        for c in configurations:
+            if str(c.engine) not in skipped:
+                with _may_fail(c.engine, skipped):
+                    found[c] = run(c, workers[c.engine])
+        return found
+
     rounds: dict[Configuration, list[Single]] = {c: [] for c in configurations}
     for number in range(options.rounds):
         log.info(f"round {number + 1}/{options.rounds}: {len(configurations)} configurations")
-        for c in configurations:
-            rounds[c].append(workers[c.engine].single(data.timed, c.max_length, c.stages))
-    peak = {engine: worker.peak_memory_mib() for engine, worker in workers.items()}
-    bulk = {
-        c: {size: workers[c.engine].bulk(data.test, c.max_length, c.stages, size) for size in options.batch_sizes}
-        for c in configurations
-    }
-    more = {
-        c: workers[c.engine].bulk(data.all_more, c.max_length, c.stages, options.batch_sizes[0]).scores
-        for c in configurations
-    }
-    facts = {
-        engine: WorkerFacts(
+        for c, single in each(lambda c, worker: worker.single(data.timed, c.max_length, c.stages)).items():
+            rounds[c].append(single)
+    peak = each(lambda c, worker: worker.peak_memory_mib())
+    bulk = each(
+        lambda c, worker: {size: worker.bulk(data.test, c.max_length, c.stages, size) for size in options.batch_sizes}
+    )
+    more = each(lambda c, worker: worker.bulk(data.all_more, c.max_length, c.stages, options.batch_sizes[0]).scores)
+    facts = each(
+        lambda c, worker: WorkerFacts(
             precision=worker.opened["precision"],
             load_s=worker.opened["load_s"],
-            disk_mib=_disk_mib(directory, engine),
-            peak_memory_mib=round(peak[engine]),
+            disk_mib=_disk_mib(directory, c.engine),
+            peak_memory_mib=round(peak[c]),
             peak_memory_bulk_mib=round(worker.peak_memory_mib()),
         )
-        for engine, worker in workers.items()
-    }
+    )
     # Whatever else runs on the machine can only lower a rate, so the higher of two is closer to what it can do.
     after = matrix_rates(options.device)
     rates = {name: rate and max(rate, after[name] or 0.0) for name, rate in rates_before.items()}
     reference_ms = [single.mean_ms for single in rounds[configurations[0]]]
     rows = [
-        row_of(c, rounds[c], bulk[c], reference, reference_ms, rates, options.tolerance, facts[c.engine], more[c])
+        row_of(c, rounds[c], bulk[c], reference, reference_ms, rates, options.tolerance, facts[c], more[c])
         for c in configurations
+        if str(c.engine) not in skipped
     ]
+    refuse_with_their_engine(rows, reference.contract.max_length)
     return rows, rates
+
+
+@contextmanager
+def _may_fail(engine: EngineName, skipped: dict[str, str]) -> Iterator[None]:
+    """Let what goes wrong end the benchmark only where it goes wrong with the reference."""
+    try:
+        yield
+    except Unavailable as error:
+        skipped[str(engine)] = error.reason
+    except Exception as error:
+        if engine == REFERENCE:
+            raise
+        skipped[str(engine)] = summary_of(error)
+        log.warning(f"{engine}: {skipped[str(engine)]}")
+        log.debug("", exc_info=True)
 
 
 def _disk_mib(directory: Path, engine: EngineName) -> float:

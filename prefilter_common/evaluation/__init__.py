@@ -15,7 +15,7 @@ Choice. Several models meet the targets: the fastest, if all were timed and do n
 with the highest precision of those that meet the targets or, if none does, the minimum. None meets that: more data is
 needed. Each model counts at its ``default`` operating point, because picking among its points by their test figures
 would be tuning on the test set. A random sample of the traffic that was labelled (``--audited``) counts before the test
-set.
+set, unless more than 2 % of it are training articles.
 
 ``results/evaluation_results.json``, by key; intervals are [low, high], 95 %:
 
@@ -42,8 +42,8 @@ set.
     _production       by model: prevalence_estimate; panel (at each prevalence and operating point precision, recall,
                       false-positive rate, per_1000 and saving); blocked (journalism by slice, the worst first)
     _audit            by model precision, recall, false_positive_rate and prevalence in production, also by slice, the
-                      worst first, where the labels are a random_sample of the traffic; pairs: who is right where two
-                      differ; null without --audited
+                      worst first, where the labels are a random_sample of the traffic; of_traffic: whether of this
+                      run's; pairs: who is right where two differ; null without --audited
     _choice           selected, operating_point, favourite, tier, reason, objections (suspect, remedy, part, to_label,
                       file), cautions, shown, and for each model what it misses and the states shown, not shown, missed
     _worst_errors     by model, with texts

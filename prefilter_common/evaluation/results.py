@@ -24,7 +24,8 @@ from prefilter_common.evaluation.traffic.labelled import usable_audit
 from prefilter_common.evaluation.traffic.labelling import LabelRow, require_unlabelled
 from prefilter_common.evaluation.traffic.section import TrafficSection, traffic_section
 from prefilter_common.files import write_json, write_json_lines
-from prefilter_common.models.directory import read_contract, write_contract, write_predictions
+from prefilter_common.models.directory import read_contract, read_recommendation, write_contract, write_predictions
+from prefilter_common.scoring.engines.interface import REFERENCE
 from prefilter_common.statistics.comparison import compare_with_best
 from prefilter_common.statistics.operating_points import BEST_F1, DEFAULT, HIGH_PRECISION, MAX_BLOCKED
 from prefilter_common.statistics.prevalence import journalism_needed
@@ -215,11 +216,14 @@ def _write_thresholds(directory: Path, thresholds: Mapping[str, float]) -> None:
     except OSError as error:
         log.warning(f"{directory}: operating points not written back ({error.strerror})")
         return
+    again = f"run the benchmark again: python benchmark_inference.py --model {directory}"
     if stored.stages:
         log.warning(
             f"{directory.name}: its stages ({', '.join(stored.stage_names)}) were chosen for other thresholds and are "
-            f"removed; run the benchmark again: python benchmark_inference.py --model {directory}"
+            f"removed; {again}"
         )
+    elif (found := read_recommendation(directory)) and found.get("engine") not in (None, str(REFERENCE)):
+        log.warning(f"{directory.name}: {found['engine']} was compared at other thresholds; {again}")
 
 
 def write_results(output: Path, results: Results) -> None:

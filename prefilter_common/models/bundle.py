@@ -16,7 +16,7 @@ import logging
 import sys
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import IO, TypedDict
 
 from prefilter_common.cli import Parser, configure_logging, exit_code
@@ -31,10 +31,9 @@ from prefilter_common.models.directory import (
     RECOMMENDATION_FILE,
     RUN_FILE,
     VALIDATION_FILE,
-    fingerprints,
+    is_current,
     read_contract,
     read_recommendation,
-    read_record,
     require_model_output,
     sha256_of,
 )
@@ -107,12 +106,14 @@ def deployed(directory: Path) -> list[str]:
     """The files that a deployment needs, relative to the model directory, sorted."""
     recommended = read_recommendation(directory)
     # What runs as bf16 is converted as fp32.
-    engine = str(recommended.get("engine")).replace("bf16", "fp32") if recommended else None
-    if engine in {path.name for path in directory.iterdir() if path.is_dir()}:
-        made_from = read_record(directory / engine / "engine.json").get("source")
-        if not isinstance(made_from, dict) or not fingerprints(directory).items() <= made_from.items():
+    engine = str(recommended.get("engine")).replace("bf16", "fp32") if recommended else ""
+    if engine.startswith(("openvino", "onnxruntime")):
+        if not is_current(directory / engine):
             again = f"python benchmark_inference.py --model {directory}"
-            raise InputError(f"{directory / engine}: was not made from this checkpoint; {again} makes it again")
+            raise InputError(
+                f"{directory / engine}: recommended, but missing, damaged or not made from this checkpoint; {again} "
+                "makes it again"
+            )
         kept = [path for path in (directory / engine).rglob("*") if path.is_file()]
         kept += [directory / name for name in RECORDS if (directory / name).is_file()]
     elif (directory / "adapter_config.json").exists():
@@ -163,10 +164,12 @@ def _read_listing(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> d
     if content is None:
         raise ValueError(LISTING)
     files = parse_json(content.read().decode())["files"]
-    for name in files:
-        path = Path(name)
-        if path.is_absolute() or ".." in path.parts or not name or name.startswith("."):
+    for name, record in files.items():
+        path = PureWindowsPath(name)  # stricter than a POSIX path
+        if path.anchor or "\\" in name or ".." in path.parts or not name or name.startswith("."):
             raise ValueError(name)
+        if type(record["bytes"]) is not int or not isinstance(record["sha256"], str):
+            raise ValueError(record)
     if CONTRACT_FILE not in files:
         raise ValueError(CONTRACT_FILE)
     return files

@@ -1,8 +1,13 @@
-"""The model card: README.md of a model directory."""
+"""The records of a model: its metrics, where it comes from and, for people, its card, README.md."""
 
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 
+from prefilter_common.errors import InputError
+from prefilter_common.files import write_json, write_text
 from prefilter_common.models.contract import Contract
+from prefilter_common.models.directory import CARD_FILE, METRICS_FILE, RUN_FILE, VALIDATION_FILE, read_record
 from prefilter_common.runinfo import RunInfo
 
 # What the hub calls a base model that did not come from there.
@@ -63,3 +68,25 @@ def _several_runs(metrics: Mapping) -> str:
     which = f"The mean of the weights of {n} runs" if kept == "mean" else f"The best of {n} runs, seed {kept}"
     each = ", ".join(f"{row['eval_f1']:.3f}" for row in metrics["seeds"])
     return f"{which}; their validation F1: {each}.\n"
+
+
+def write_records(
+    directory: Path, name: str, contract: Contract, metrics: Mapping, run: Mapping, adapter: bool = False
+) -> None:
+    """Write the metrics, the provenance and the model card of a model that will be called ``name``."""
+    write_json(directory / METRICS_FILE, metrics)
+    write_json(directory / RUN_FILE, run)
+    write_text(directory / CARD_FILE, model_card(name, contract, metrics, run, adapter))
+
+
+def copy_records(source: Path, directory: Path, name: str, contract: Contract) -> None:
+    """The records of ``source`` for the same model in another form; nothing where it is of an earlier script."""
+    if not all((source / file).is_file() for file in (METRICS_FILE, RUN_FILE, VALIDATION_FILE)):
+        return
+    metrics, run = (read_record(source / file) for file in (METRICS_FILE, RUN_FILE))
+    try:
+        write_records(directory, name, contract, metrics, run)
+    except (KeyError, TypeError, ValueError) as error:
+        files = f"{METRICS_FILE} and {RUN_FILE}"
+        raise InputError(f"{source}: {files} are not those of training ({error!r}); delete both") from None
+    shutil.copy(source / VALIDATION_FILE, directory)

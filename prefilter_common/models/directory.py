@@ -16,7 +16,6 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -27,8 +26,7 @@ import numpy as np
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json, write_json, write_json_lines, write_text
-from prefilter_common.models.card import model_card
+from prefilter_common.files import parse_json, write_json, write_json_lines
 from prefilter_common.models.contract import ENCODER, Contract, Stage
 from prefilter_common.outputs import require_free
 
@@ -39,6 +37,7 @@ VALIDATION_FILE = "validation_predictions.jsonl"
 METRICS_FILE = "training_metrics.json"
 RUN_FILE = "run.json"
 CARD_FILE = "README.md"
+ENGINE_FILE = "engine.json"  # in the folder of each converted model
 RECOMMENDATION_FILE = "cpu_benchmark.json"
 FIRST_STAGE_FILE = "first_stage.npz"
 EARLY_EXITS_FILE = "early_exits.npz"
@@ -220,31 +219,24 @@ def cpu_benchmark_ms(directory: Path, contract: Contract) -> float | None:
     return float(ms) if isinstance(ms, int | float) and ms is not True and 0 < ms < sys.float_info.max else None
 
 
-def write_records(
-    directory: Path, name: str, contract: Contract, metrics: Mapping, run: Mapping, adapter: bool = False
-) -> None:
-    """Write the metrics, the provenance and the model card of a model that will be called ``name``."""
-    write_json(directory / METRICS_FILE, metrics)
-    write_json(directory / RUN_FILE, run)
-    write_text(directory / CARD_FILE, model_card(name, contract, metrics, run, adapter))
-
-
-def copy_records(source: Path, directory: Path, name: str, contract: Contract) -> None:
-    """The records of ``source`` for the same model in another form; nothing where it is of an earlier script."""
-    if not all((source / file).is_file() for file in (METRICS_FILE, RUN_FILE, VALIDATION_FILE)):
-        return
-    metrics, run = (read_record(source / file) for file in (METRICS_FILE, RUN_FILE))
-    try:
-        write_records(directory, name, contract, metrics, run)
-    except (KeyError, TypeError, ValueError) as error:
-        files = f"{METRICS_FILE} and {RUN_FILE}"
-        raise InputError(f"{source}: {files} are not those of training ({error!r}); delete both") from None
-    shutil.copy(source / VALIDATION_FILE, directory)
-
-
 def fingerprints(directory: Path) -> dict[str, str]:
     """File name -> sha256, of the files that make up a checkpoint or a converted model."""
     names = {"config.json", "adapter_config.json", "tokenizer.json", "tokenizer_config.json", "pytorch_model.bin"}
     parts = re.compile(r"(model|layers_\d+)\.(xml|bin|onnx)|.+\.safetensors")
     found = (path for path in sorted(directory.iterdir()) if path.name in names or parts.fullmatch(path.name))
     return {path.name: sha256_of(path) for path in found}
+
+
+def is_current(folder: Path) -> bool:
+    """Whether a converted model exists in ``folder``, unchanged since it was made from the checkpoint around it.
+
+    Files of the checkpoint that a deployment left out, such as the weights, are not checked.
+    """
+    try:
+        record = read_record(folder / ENGINE_FILE)
+        made_from, made = dict(record["source"]), dict(record["files"])
+        unchanged = "tokenizer.json" in made and all(sha256_of(folder / file) == made[file] for file in made)
+        whole = type(record["pad_token_id"]) is type(record["max_length"]) is type(record["max_positions"]) is int
+    except (InputError, OSError, ValueError, KeyError, TypeError):
+        return False
+    return unchanged and whole and fingerprints(folder.parent).items() <= made_from.items()

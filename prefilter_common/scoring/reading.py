@@ -76,7 +76,8 @@ class Reader:
                 if layers not in after:
                     continue
                 number, stage = after[layers]
-                found = sigmoid(self._finite(self.exits[layers](inputs, attention_mask)) / stage.temperature)
+                own = inputs[: len(rows)], attention_mask[: len(rows)]
+                found = sigmoid(self._finite(self.exits[layers](*own)) / stage.temperature)
                 final = sure(found, stage)
                 scores[rows[final]], by[rows[final]] = found[final], number
                 seconds[number] += time.perf_counter() - started
@@ -84,10 +85,12 @@ class Reader:
                 if final.all():
                     break
                 if final.any():
-                    rows, inputs, attention_mask = (array[~final] for array in (rows, inputs, attention_mask))
+                    left = np.flatnonzero(~final)
+                    rows, left = rows[left], self._padded(left)
+                    inputs, attention_mask = inputs[left], attention_mask[left]
             else:
                 rest = (inputs, attention_mask)
-                log_odds = self.engine.part(len(places), *rest) if places else self.engine(*rest)
+                log_odds = self.engine.part(len(places), *rest)[: len(rows)] if places else self.engine(*rest)
                 scores[rows] = sigmoid(self._finite(log_odds) / self.contract.temperature)
                 seconds[-1] += time.perf_counter() - started
         return scores, by, seconds
@@ -96,6 +99,12 @@ class Reader:
         self, texts: Sequence[list[int]], batch_size: int
     ) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
         return self.tokenizer.batches(texts, batch_size, self.engine.width_step, self.contract.max_length)
+
+    def _padded(self, left: np.ndarray) -> np.ndarray:
+        """The places of articles in a batch, the last of them repeated where an engine keeps kernels for each shape: to
+        a multiple of four, so that these stay few."""
+        few = self.engine.width_step == 1 or len(left) <= 2
+        return left if few else np.pad(left, (0, -len(left) % 4), mode="edge")
 
     def _finite(self, log_odds: np.ndarray) -> np.ndarray:
         # Not -inf: among several processes it stands for the articles of the others.

@@ -112,6 +112,13 @@ def require_same_run(folder: Path, record: dict[str, object]) -> None:
         )
 
 
+def require_same_input(articles: Path, folder: Path) -> None:
+    """Raise InputError unless the articles are those of which ``folder`` has the rows."""
+    scored = parse_json((folder / MADE_WITH_FILE).read_text(encoding="utf-8"))["input"]
+    if not articles.is_file() or file_fingerprint(articles)["sha256"][: len(scored)] != scored:
+        raise InputError(f"{articles}: changed while it was being scored; delete {folder} and start again")
+
+
 def write_rows(run: Run, folder: Path, total: int) -> Summary:
     """Write the rows that ``folder`` lacks, each chunk to the disk before the next.
 

@@ -13,9 +13,9 @@ from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.models.base_models import one_line
 from prefilter_common.models.contract import ENCODER, LINEAR, Contract, Stage
-from prefilter_common.models.directory import read_recommendation, recommended_stages
+from prefilter_common.models.directory import is_current, read_recommendation, recommended_stages
 from prefilter_common.processes import own_device
-from prefilter_common.scoring.engines.conversion import is_current, load_converted
+from prefilter_common.scoring.engines.conversion import load_converted
 from prefilter_common.scoring.engines.converted import open_converted
 from prefilter_common.scoring.engines.interface import REFERENCE, Engine, EngineName, Unavailable, check_available
 from prefilter_common.scoring.reading import Reader

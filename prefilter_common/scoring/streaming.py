@@ -18,14 +18,13 @@ command resumes a run that was interrupted. The last line on stdout, or on stder
 object; its seconds are those of this run, without loading.
 """
 
-import errno
 import json
 import logging
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,15 +33,12 @@ from prefilter_common.cli import Parser, batch_size, configure_logging, threads
 from prefilter_common.errors import InputError
 from prefilter_common.files import resolved
 from prefilter_common.outputs import kept_directory, partial_name, require_files
-from prefilter_common.scoring.division import write_parts
+from prefilter_common.scoring.delivery import STANDARD, deliver, is_delivered
 from prefilter_common.scoring.engines.interface import ENGINES, EngineName
-from prefilter_common.scoring.rows import MADE_WITH_FILE, ROWS_FILE, Run, require_same_run, write_rows
+from prefilter_common.scoring.rows import Run, require_same_run, write_rows
 from prefilter_common.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
-
-STANDARD = Path("-")
-DELIVERED_FILE = "delivered.jsonl"
 
 
 @dataclass(frozen=True)
@@ -94,9 +90,10 @@ def main(argv: list[str] | None = None) -> int:
         scorers = [options.load(model) for model in options.models]
         run = Run(scorers, articles, options.threshold, options.batch_size)
         require_same_run(folder, run.made_with())
+        stack.enter_context(what_is_left(folder, lasts=bool(files(options))))
         summary = write_rows(run, folder, total)
         require_no_output(options)  # another program may have written one meanwhile, and the rename would replace it
-        deliver(options, articles, folder)
+        deliver(articles, folder, options.divided, options.output)
     text = json.dumps(summary, separators=(",", ":"))
     print(text, file=sys.stderr if STANDARD in options.outputs else sys.stdout)
     return 0
@@ -156,6 +153,8 @@ def check_paths(options: Options) -> None:
     twice = [path for path, place in zip(options.outputs, places, strict=True) if places.count(place) > 1]
     if twice:
         raise InputError(f"{twice[0]}: is named for two outputs; name another for one of them")
+    if (options.input == STANDARD and not sys.stdin) or (STANDARD in options.outputs and not sys.stdout):
+        raise InputError("-: standard input or output is closed; name a file instead")
     require_files(*files(options))
     require_no_output(options)
 
@@ -167,12 +166,9 @@ def files(options: Options) -> list[Path]:
 
 def require_no_output(options: Options) -> None:
     """Raise InputError when an output exists, unless a killed run of the same command has put it in place."""
-    ours = []
-    if (named := files(options)) and (partial_name(named[0]) / ROWS_FILE).is_file():  # else all are in place
-        with suppress(OSError, ValueError):
-            ours = (partial_name(named[0]) / DELIVERED_FILE).read_text(encoding="utf-8").splitlines()
+    named = files(options)
     for path in named:
-        if path.exists() and _identity(path) not in ours:
+        if path.exists() and not is_delivered(path, partial_name(named[0])):
             if options.input.exists() and path.samefile(options.input):
                 raise InputError(f"{path}: is the input; name another output")
             raise InputError(f"{path}: already exists; move it away, or name another output")
@@ -195,6 +191,17 @@ def readable_twice(articles: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def what_is_left(folder: Path, lasts: bool) -> Iterator[None]:
+    """Add to what ends the block early that the rows are kept, where they are."""
+    try:
+        yield
+    except BaseException as error:
+        if lasts:
+            error.add_note(f"the same command continues with the rows in {folder}")
+        raise
+
+
+@contextmanager
 def rows_folder(options: Options) -> Iterator[Path]:
     """Where the rows are until they are complete: beside the first output that is a file, for the next run as well."""
     if named := files(options):
@@ -203,44 +210,3 @@ def rows_folder(options: Options) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)
-
-
-def deliver(options: Options, articles: Path, folder: Path) -> None:
-    """Move the complete outputs into place; the rows last, so that a run killed in between can divide again."""
-    rows = folder / ROWS_FILE
-    made = {part: folder / f"{part}.jsonl" for part in options.divided}
-    write_parts(articles, rows, made)
-    for part, path in made.items():
-        _deliver(path, options.divided[part], folder / DELIVERED_FILE)
-    if options.output:
-        _deliver(rows, options.output, folder / DELIVERED_FILE)
-    for left in (rows, *made.values(), folder / MADE_WITH_FILE, folder / DELIVERED_FILE):
-        left.unlink(missing_ok=True)
-
-
-def _deliver(source: Path, target: Path, record: Path) -> None:
-    if target == STANDARD:
-        with source.open("rb") as content:
-            shutil.copyfileobj(content, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _put_in_place(source, target, record)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
-        shutil.copyfile(source, partial_name(target))  # on another disk, where it can be renamed
-        _put_in_place(partial_name(target), target, record)
-
-
-def _put_in_place(source: Path, target: Path, record: Path) -> None:
-    with record.open("a", encoding="utf-8") as delivered:
-        delivered.write(_identity(source) + "\n")
-    source.replace(target)
-
-
-def _identity(path: Path) -> str:
-    """What a file keeps when it is renamed, and another one with the same name does not have."""
-    stat = path.stat()
-    return json.dumps([stat.st_ino, stat.st_size, stat.st_mtime_ns])

@@ -5,7 +5,7 @@ Imports nothing heavy at the top, so that bad input fails before torch is loaded
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ import numpy as np
 
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.models.base_models import FAMILIES, locate_base
-from prefilter_common.models.directory import VALIDATION_FILE, write_predictions, write_records
+from prefilter_common.models.card import write_records
+from prefilter_common.models.directory import VALIDATION_FILE, write_predictions
 from prefilter_common.processes import is_main_process, own_device, shared_directory
 from prefilter_common.runinfo import now
 from prefilter_common.training.data import Data, load, require_both_labels
@@ -125,6 +126,8 @@ def train_seeds(
         metrics.append(one.metrics)
         runs.append(one.run)
         weights.append(trained_weights(one.checkpoint.model))
+        device = one.checkpoint.model.device
+        one.checkpoint.model.to("cpu")  # what it took of a GPU is for the next
     rows: list[SeedRow] = [
         {"seed": seed, "eval_f1": row["eval_f1"], "eval_loss": row["eval_loss"], "best_epoch": row["best_epoch"]}
         for seed, row in zip(seeds, metrics, strict=True)
@@ -133,6 +136,7 @@ def train_seeds(
     best = max(range(len(seeds)), key=lambda i: (0 if data.teacher else rows[i]["eval_f1"], -rows[i]["eval_loss"]))
     # What is frozen is the same in each, so that the last model can take the weights of any.
     model = one.checkpoint.model
+    model.to(device)
     model.load_state_dict({name: sum(w[name] for w in weights) / len(seeds) for name in weights[0]}, strict=False)
     figures = validate(one.checkpoint, data.val, 2 * recipe.batch_size)
     f1 = [row["eval_f1"] for row in rows]
@@ -236,15 +240,7 @@ def save_model_directory(
     write_records(directory, output.as_posix(), checkpoint.contract, metrics, run, adapter)
 
 
-def summary_line(output: Path, metrics: "TrainingMetrics") -> str:
+def summary_line(output: Path, metrics: Mapping) -> str:
     """A training run's last line on stdout: one compact JSON object."""
-    summary = {
-        "model": str(output),
-        "eval_f1": metrics["eval_f1"],
-        "eval_precision": metrics["eval_precision"],
-        "eval_recall": metrics["eval_recall"],
-        "best_epoch": metrics["best_epoch"],
-        "train_seconds": metrics["train_seconds"],
-        "train_articles_per_second": metrics["train_articles_per_second"],
-    }
-    return json.dumps(summary, separators=(",", ":"))
+    keys = ("eval_f1", "eval_precision", "eval_recall", "best_epoch", "train_seconds", "train_articles_per_second")
+    return json.dumps({"model": str(output), **{key: metrics[key] for key in keys}}, separators=(",", ":"))

@@ -16,7 +16,14 @@ from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.files import write_json
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import fingerprints, read_contract, read_record, sha256_of
+from prefilter_common.models.directory import (
+    ENGINE_FILE,
+    fingerprints,
+    is_current,
+    read_contract,
+    read_record,
+    sha256_of,
+)
 from prefilter_common.outputs import new_directory
 from prefilter_common.scoring.engines.converters import ConversionDetails, to_onnxruntime, to_openvino
 from prefilter_common.scoring.engines.interface import EngineName, Unavailable, check_available
@@ -24,7 +31,6 @@ from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 log = logging.getLogger(__name__)
 
-ENGINE_FILE = "engine.json"
 ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 # Recorded with each conversion: increment it when one is made differently.
 VERSION = 6
@@ -89,21 +95,6 @@ def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, 
         }
         write_json(partial / ENGINE_FILE, record)
     return folder
-
-
-def is_current(folder: Path) -> bool:
-    """Whether a converted model exists in ``folder``, unchanged since it was made from the checkpoint around it.
-
-    Files of the checkpoint that a deployment left out, such as the weights, are not checked.
-    """
-    try:
-        record = read_record(folder / ENGINE_FILE)
-        made_from, made = dict(record["source"]), dict(record["files"])
-        unchanged = "tokenizer.json" in made and all(sha256_of(folder / file) == made[file] for file in made)
-        whole = type(record["pad_token_id"]) is type(record["max_length"]) is type(record["max_positions"]) is int
-    except (InputError, OSError, ValueError, KeyError, TypeError):
-        return False
-    return unchanged and whole and fingerprints(folder.parent).items() <= made_from.items()
 
 
 def _up_to_date(folder: Path, calibrated: bool) -> bool:
