@@ -8,7 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from scipy.special import expit
+from transformers import BertForSequenceClassification
 
 from prefilter_common.articles import load_articles
 from prefilter_common.benchmark.stages.cascade import Cascade, choose_cascade, store_cascade
@@ -22,6 +24,7 @@ from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import EARLY_EXITS_FILE, read_contract, write_contract
 from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import EngineName
+from prefilter_common.scoring.engines.pytorch import TorchEngine
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.stages.early_exit import EarlyExit, exits_content, read_exits
 from prefilter_common.scoring.tokenization import ArticleTokenizer
@@ -128,6 +131,21 @@ def test_the_parts_together_are_the_model(classifiers, articles, family):
     for number in range(len(engine.places) + 1):
         found = engine.part(number, found, attention_mask)
     assert expected.std() > 0.001 and found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "places"), [(4, (1, 2)), (7, (1, 2, 4)), (13, (2, 4, 8))])
+def test_a_deeper_model_is_divided_more_often_and_is_still_itself(classifiers, articles, n, places):
+    checkpoint = load_checkpoint(classifiers["minilm"])
+    checkpoint.model.config.num_hidden_layers = n
+    torch.manual_seed(0)
+    engine = TorchEngine(BertForSequenceClassification(checkpoint.model.config), "cpu")
+    tokenizer = ArticleTokenizer.of(checkpoint.tokenizer)
+    found, attention_mask = tokenizer.pad(tokenizer.encode(articles[:5], 64))
+    expected = engine(found, attention_mask)
+    assert engine.places == places and expected.std() > 0.001
+    for number in range(len(places) + 1):
+        found = engine.part(number, found, attention_mask)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 

@@ -27,9 +27,9 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
   of the traffic, and of a copy of each that is cut to the length of a feed's. An article with a smaller share of tokens
   known from there than nine tenths of the validation articles goes on: its language or script may be new.
 - ``64 tokens``: the model reads that many.
-- ``2 layers``: an early exit from the full read, of an encoder, after a third or two thirds of its layers: a logistic
-  regression on the mean of the states there, in ``early_exits.npz``, fitted to the same scores. What it passes on goes
-  through the other layers.
+- ``2 layers``: an early exit from the full read, of an encoder, after a sixth, a third or two thirds of its layers: a
+  logistic regression on the mean of the states there, in ``early_exits.npz``, fitted to the same scores. What it passes
+  on goes through the other layers.
 
 An encoder has exits, any other model a short read. Length, limits and the share of known tokens are chosen on these, on
 validation articles and on cut copies of them: the limits that pass on least while at most half of ``--max-changed`` of

@@ -90,14 +90,14 @@ def compute_first_token_only(model: PreTrainedModel) -> None:
 
 
 def places_to_part(model: PreTrainedModel) -> tuple[int, ...]:
-    """After how many layers the model may be divided: one third and two thirds of them; none for another family.
+    """After how many layers the model may be divided: a sixth, a third and two thirds; none for another family.
 
     The last layer reads the first token alone, so that nothing is left to save in it.
     """
     if model.config.model_type not in FAMILIES:
         return ()
     n = len(layers_of(model))
-    return tuple(sorted({n // 3, 2 * n // 3} - {0, n}))
+    return tuple(sorted({n // 6, n // 3, 2 * n // 3} - {0, n}))
 
 
 def in_parts(model: PreTrainedModel, places: Sequence[int]) -> list[torch.nn.Module]:

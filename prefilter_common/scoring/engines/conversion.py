@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 # Recorded with each conversion: increment it when one is made differently.
-VERSION = 6
+VERSION = 7
 
 
 class ConversionRecord(ConversionDetails):
