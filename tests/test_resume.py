@@ -222,7 +222,10 @@ def test_without_a_checkpoint_resume_starts_from_scratch_and_without_resume_it_i
     assert train("classic", output, *PLAIN, "--overwrite") == 143
     assert (output / "run.json").read_bytes() == before
     monkeypatch.undo()
-    capsys.readouterr()
+    left = checkpoints(output)
+    assert train("classic", output, *PLAIN, "--overwrite", "--layers", "99") == 2
+    assert "--layers 99: the base model has only" in capsys.readouterr().err
+    assert checkpoints(output) == left != []  # a command that is refused loses nothing
     assert train("classic", output, *PLAIN, "--overwrite") == 0
     line = "discarding the checkpoint of an interrupted run at step 9; --resume would have continued it"
     assert line in capsys.readouterr().err.splitlines()

@@ -73,8 +73,9 @@ def train_model_directory(job: Job, recipe: Recipe, argv: Sequence[str] | None, 
 
 
 def train(
-    job: Job, recipe: Recipe, data: Data, folder: Path, argv: Sequence[str] | None, adapt: "Adapt | None"
-) -> Trained:
+    job: Job, recipe: Recipe, data: Data, folder: Path, argv: Sequence[str] | None, adapt: "Adapt | None",
+    stale: Sequence[Path] = (),
+) -> Trained:  # fmt: skip
     """Fine-tune one model, whose checkpoints go into ``folder``, or continue the newest of them."""
     from prefilter_common.models.checkpoints import load_base_model
     from prefilter_common.training.fine_tuning import fine_tune
@@ -88,8 +89,8 @@ def train(
         checkpoint = adapt(checkpoint)
     run = provenance(job, recipe, checkpoint, argv)
     settings = settings_to_continue(job, recipe, run)
-    start = starting_point(folder, settings, job.resume)
-    saver = CheckpointSaver(folder, settings, job.checkpoint_minutes, start)
+    start, others = starting_point(folder, settings, job.resume)
+    saver = CheckpointSaver(folder, settings, job.checkpoint_minutes, start, [*stale, *others])
     prepare(checkpoint, data, recipe, fit=start is None)
     return Trained(checkpoint, fine_tune(checkpoint, data, recipe, saver), run)
 
@@ -115,14 +116,15 @@ def train_seeds(
     The runs' figures become ``seeds`` in the metrics, and ``kept`` says which it is: a seed, or ``mean``.
     """
     from prefilter_common.training.fine_tuning import trained_weights
-    from prefilter_common.training.interruption.resume import seed_folder, start_seeds
+    from prefilter_common.training.interruption.resume import seed_folder, stale_seeds
 
-    start_seeds(folder, job.resume)
+    stale = stale_seeds(folder, seed_folder(folder, recipe.seed), job.resume)
     metrics, runs, weights = [], [], []
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
     for seed in seeds:
         log.info(f"seed {seed}")
-        one = train(job, replace(recipe, seed=seed), data, seed_folder(folder, seed), argv, adapt)
+        one = train(job, replace(recipe, seed=seed), data, seed_folder(folder, seed), argv, adapt, stale)
+        stale = []
         metrics.append(one.metrics)
         runs.append(one.run)
         weights.append(trained_weights(one.checkpoint.model))

@@ -52,15 +52,14 @@ def checkpoint_folder(output: Path) -> Iterator[Path]:
         yield folder
 
 
-def start_seeds(folder: Path, resume: bool) -> None:
-    """Before the first of several seeds: discard what an earlier job left, unless it is to be continued.
+def stale_seeds(folder: Path, first: Path, resume: bool) -> list[Path]:
+    """What an earlier job left in ``folder`` beside the ``first`` seed's, unless it is to be continued.
 
     Raises InputError when that trained one model only.
     """
     if resume and complete_checkpoints(folder):
         raise InputError(f"--resume: the interrupted run had no --seeds; leave that out, {FROM_SCRATCH}")
-    if not resume and is_main_process():
-        discard_checkpoints(folder)
+    return [] if resume else [path for path in checkpoints_in(folder) if path != first]
 
 
 def seed_folder(folder: Path, seed: int) -> Path:
@@ -94,15 +93,21 @@ def complete_checkpoints(folder: Path) -> dict[Path, CheckpointRecord]:
     return {path: record for _, (path, record) in sorted(found.items()) if record["best_step"] in (None, *found)}
 
 
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Every checkpoint, complete or not, and the folders of seeds."""
+    return [*folder.glob("checkpoint-*"), *folder.glob("seed-*")]
+
+
 def discard_checkpoints(folder: Path, keep: Collection[Path] = ()) -> None:
-    """Delete every checkpoint, complete or not, except those to keep."""
-    for path in (*folder.glob("checkpoint-*"), *folder.glob("seed-*")):
+    """Delete ``checkpoints_in`` a folder, except those to keep."""
+    for path in checkpoints_in(folder):
         if path not in keep:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> Path | None:
-    """The checkpoint that this run continues, or None where it starts from scratch; the rest are deleted.
+def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> tuple[Path | None, list[Path]]:
+    """The checkpoint that this run continues, or None where it starts from scratch; and the others, to delete once
+    training begins: a command that is refused before must lose nothing.
 
     Raises InputError when the interrupted run had other settings or data.
     """
@@ -110,7 +115,6 @@ def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> P
     found = complete_checkpoints(folder)
     if resume and any(map(complete_checkpoints, folder.glob("seed-*"))):
         raise InputError(f"--resume: the interrupted run had --seeds; pass the same, {FROM_SCRATCH}")
-    wait_for_all()  # before anything is deleted
     start = None
     if found and resume:
         start, record = list(found.items())[-1]
@@ -125,9 +129,7 @@ def starting_point(folder: Path, settings: Mapping[str, Any], resume: bool) -> P
     elif found:
         step = list(found.values())[-1]["step"]
         log.info(f"discarding the checkpoint of an interrupted run at step {step}; --resume would have continued it")
-    if is_main_process():
-        discard_checkpoints(folder, keep=found if start else ())
-    return start
+    return start, [path for path in checkpoints_in(folder) if not start or path not in found]
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

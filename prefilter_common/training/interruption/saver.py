@@ -1,9 +1,10 @@
 """When a checkpoint is saved, and what makes it complete."""
 
+import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -37,9 +38,13 @@ class CheckpointSaver(TrainerCallback):
         settings: what a run must have in common with this one to continue it, by the name that a message gives it.
         minutes: time between checkpoints.
         start: the checkpoint that this run continues.
+        stale: those of earlier runs, which are deleted when this one begins to train.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], minutes: float, start: Path | None):
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], minutes: float, start: Path | None, stale: Sequence[Path] = ()
+    ):
+        self.stale = stale
         self.folder, self.settings, self.seconds, self.start = folder, settings, 60 * minutes, start
         self.record = complete_checkpoints(folder)[start] if start else None
         self.progress = (
@@ -87,6 +92,8 @@ class CheckpointSaver(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.saved_at = time.monotonic()
+        for path in self.stale if is_main_process() else ():
+            shutil.rmtree(path, ignore_errors=True)
         if state.best_global_step:
             # The recorded path may be relative to another working directory.
             state.best_model_checkpoint = str(self.folder / f"checkpoint-{state.best_global_step}")
