@@ -145,7 +145,6 @@ def test_rows_go_out_without_labels_and_come_back_with_them(tmp_path):
     assert section["random_sample"]
     assert audit.drawn_by(scores[where], 0.5) and not audit.drawn_by(1 - scores[where], 0.5)
     assert not audit.drawn_by(scores[where], 0.45)  # though it decides all of these as before
-    assert audit.drawn_from(articles) and not audit.drawn_from(articles[:1_000])
     found = section["models"]["m"]
     assert found["precision"] == pytest.approx(truth[scores > 0.5].mean(), abs=0.1)
     assert found["intervals"]["recall"][0] <= (scores > 0.5)[truth].mean() <= found["intervals"]["recall"][1]
@@ -200,12 +199,12 @@ def test_keys_that_were_changed_are_named(tmp_path, change):
 def test_labels_that_models_may_have_learnt_are_not_counted(tmp_path):
     rows = [{**DRAWN, "content": f"{i * 7919} {i * 104729} " * 4, "stratum_size": 60} for i in range(60)]
     audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
-    same, doubts = usable_audit(audit, audit.articles[:1], audit.articles)
-    assert same is audit and doubts == []  # one may be among them by chance
-    none, (warning,) = usable_audit(audit, audit.articles[:2], audit.articles)
+    assert usable_audit(audit, audit.articles[:1], audit.articles) == (audit, True, [])  # one may be, by chance
+    none, _, (warning,) = usable_audit(audit, audit.articles[:2], audit.articles)
     assert none is None and "2 of the 60 labelled articles of --audited are training articles" in warning
-    same, (warning,) = usable_audit(audit, None, audit.articles[:50])
-    assert same is audit and "are not among those of --traffic" in warning
+    alike = [replace(article, content=article.content[:-20] + "and more of it") for article in audit.articles]
+    same, of_traffic, (warning,) = usable_audit(audit, alike, audit.articles[:50])
+    assert same is audit and not of_traffic and "are not among those of --traffic" in warning
 
 
 def disputed_labels(tmp_path, labels, picked):
@@ -236,10 +235,11 @@ def test_rows_that_were_picked_out_are_no_random_sample(tmp_path):
     assert everything.random and section["models"]["old"]["recall"] == 1
     audit, section = disputed_labels(tmp_path, lambda i: int(i < 50), lambda row: int(row["id"][1:]) % 3 > 0)
     assert audit.unlabelled == 0 and audit.skipped > 0.2 and section["models"] == {}
-    same, doubts = usable_audit(audit, None, None)
+    same, _, doubts = usable_audit(audit, None, None)
     assert same is audit and doubts == []  # a review queue is not expected to be one
-    same, (warning,) = usable_audit(replace(audit, flags=np.ones(len(audit.articles), dtype=bool)), None, None)
-    assert same is not None
+    drawn = replace(audit, flags=np.ones(len(audit.articles), dtype=bool))
+    same, _, (warning,) = usable_audit(drawn, None, None)
+    assert same is drawn and len(usable_audit(drawn, None, [])[2]) == 1
     assert "measure neither precision nor recall" in warning and "without gaps" in warning
 
 

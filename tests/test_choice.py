@@ -185,6 +185,8 @@ def test_a_model_that_was_compared_with_no_other_on_the_traffic_is_not_chosen():
     choice = choose(models, traffic=traffic(False))
     assert choice["favourite"] == "c" and choice["selected"] is None
     assert "c was not compared with a, b on the traffic" in choice["objections"][0]["suspect"]
+    choice = choose(SLOW_AND_FAST | {"c": model(0.7, 0.7, 5)}, traffic=traffic(False))
+    assert choice["selected"] == "b"  # c is no rival
     assert choose(SLOW_AND_FAST, traffic=traffic(False))["selected"] == "b"
 
 

@@ -96,9 +96,9 @@ def test_an_adapter_is_merged_afterwards_too_and_not_over_a_finished_one(familie
     assert call(train_qwen_lora, ["--merge", tmp_path / "a"]) == 2
     assert "already exists; pass --overwrite" in capsys.readouterr().err
     assert call(train_qwen_lora, ["--merge", families[0] / "minilm"]) == 2
+    assert "no adapter_config.json" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path / "a")
     assert train_qwen_lora.merged_name(Path(".")) == tmp_path / "a-merged"
-    assert "no adapter_config.json" in capsys.readouterr().err
 
 
 def test_only_adapter_and_head_were_trained_and_in_float32(families, tiny_models):

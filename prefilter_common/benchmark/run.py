@@ -164,7 +164,9 @@ def to_compare(
     """Every requested engine that is available, with every way of reading; the reference first."""
     first = Configuration(REFERENCE, max_length)
     engines = [engine for engine in available if engine in options.engines]
-    others = (Configuration(engine, *reading) for engine in engines for reading in readings)
+    # What reads less is judged beside the full read of its engine.
+    in_full: tuple[int, tuple[Stage, ...]] = (max_length, ())
+    others = (Configuration(engine, *reading) for engine in engines for reading in dict.fromkeys([in_full, *readings]))
     return [first, *(c for c in others if c != first)]
 
 

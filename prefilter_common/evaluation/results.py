@@ -51,7 +51,7 @@ def compare_models(
     integrity = integrity_section(data.train, data.test, models, data.val or data.beside)
     audited = {name: model.audited for name, model in models.items() if model.audited is not None}
     thresholds = {name: model.threshold for name, model in models.items()}
-    labelled, doubts = usable_audit(data.audit, data.train, data.traffic)
+    labelled, of_traffic, doubts = usable_audit(data.audit, data.train, data.traffic)
     traffic, copies, audit = None, None, None
     files: Mapping[str, Sequence[LabelRow]] = {}
     if data.traffic and models:
@@ -59,7 +59,6 @@ def compare_models(
         copies = distinct_texts(data.traffic)[1]
     if labelled and models:
         main = traffic["main_language"] if traffic else main_language(labelled.articles)
-        of_traffic = data.traffic is not None and labelled.drawn_from(data.traffic)
         audit = audit_section(labelled, audited, thresholds, main, of_traffic, seed)
     production = production_section(
         data.test, models, traffic, copies, audit, options.prevalence, options.target_precision, options.costs
@@ -181,7 +180,7 @@ def refresh_latency(output: Path, model: str, cpu_ms: float) -> bool:
     path = output / RESULTS_FILE
     try:
         found: Any = json.loads(path.read_text(encoding="utf-8"))
-        found[model]["f1"], found["_worst_errors"]
+        found[model]["f1"], found["_worst_errors"], (found["_audit"] or {"of_traffic": False})["of_traffic"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     found[model]["cpu_benchmark_ms"] = cpu_ms

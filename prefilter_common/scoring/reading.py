@@ -86,7 +86,7 @@ class Reader:
                     break
                 if final.any():
                     left = np.flatnonzero(~final)
-                    rows, left = rows[left], self._padded(left)
+                    rows, left = rows[left], self._padded(left, len(inputs))
                     inputs, attention_mask = inputs[left], attention_mask[left]
             else:
                 rest = (inputs, attention_mask)
@@ -100,11 +100,13 @@ class Reader:
     ) -> Iterator[tuple[list[int], tuple[np.ndarray, np.ndarray]]]:
         return self.tokenizer.batches(texts, batch_size, self.engine.width_step, self.contract.max_length)
 
-    def _padded(self, left: np.ndarray) -> np.ndarray:
-        """The places of articles in a batch, the last of them repeated where an engine keeps kernels for each shape: to
-        a multiple of four, so that these stay few."""
-        few = self.engine.width_step == 1 or len(left) <= 2
-        return left if few else np.pad(left, (0, -len(left) % 4), mode="edge")
+    def _padded(self, left: np.ndarray, size: int) -> np.ndarray:
+        """The places of the articles that are left of a batch of ``size``.
+
+        For an engine that keeps kernels for each shape the last is repeated up to a multiple of four.
+        """
+        more = min(-len(left) % 4, size - len(left)) if self.engine.width_step > 1 and len(left) > 2 else 0
+        return np.pad(left, (0, more), mode="edge")
 
     def _finite(self, log_odds: np.ndarray) -> np.ndarray:
         # Not -inf: among several processes it stands for the articles of the others.

@@ -35,7 +35,7 @@ from prefilter_common.files import resolved
 from prefilter_common.outputs import kept_directory, partial_name, require_files
 from prefilter_common.scoring.delivery import STANDARD, deliver, is_delivered
 from prefilter_common.scoring.engines.interface import ENGINES, EngineName
-from prefilter_common.scoring.rows import Run, require_same_run, write_rows
+from prefilter_common.scoring.rows import ROWS_FILE, Run, require_same_run, write_rows
 from prefilter_common.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,8 @@ def what_is_left(folder: Path, lasts: bool) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if lasts:
+        rows = folder / ROWS_FILE
+        if lasts and rows.is_file() and rows.stat().st_size:
             error.add_note(f"the same command continues with the rows in {folder}")
         raise
 

@@ -216,7 +216,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise InputError(f'{path}: "merges" must be a list; delete the file, or build the splits again')
     if (settings := record.get("settings")) is not None:
         try:
-            settings["group_by"], date.fromisoformat(settings["test_after"] or "2026-01-01")
+            _, day = settings["group_by"], settings["test_after"]
+            if day is not None:
+                date.fromisoformat(day)
         except (KeyError, TypeError, ValueError):
             raise InputError(
                 f'{path}: "settings" are not those of a build; delete the file, or build the splits again'

@@ -68,11 +68,9 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
         with_own_ids([row for row in rows if LABEL not in row.repairs], taken={str(a.id) for a in held["train"]})
     )
     rows = [row if LABEL in row.repairs else next(new) for row in rows]
-    # Without a score: the next build would label them by it again.
-    rows = [
-        row if row.article is None else replace(row, article=replace(row.article, commerce_score=None)) for row in rows
-    ]
     _, added = kept_articles([row for row in rows if LABEL not in row.repairs])
+    # Without a score: the next build would label them by it again.
+    added = [replace(article, commerce_score=None) for article in added]
     splits = {name: (contents[name], articles) for name, articles in held.items()}
     splits["train"] = (lines + json_lines(added), corrected + added)
     for text in overlaps({name: articles for name, (_, articles) in splits.items()}):

@@ -65,7 +65,7 @@ def objections_to(
 ) -> list[Objection]:
     """All of them; empty where the favourite may be shipped."""
     return [
-        *_not_compared(favourite, names, traffic),
+        *_not_compared(favourite, {name for name in names if assessed[name]["tier"] != "none"}, traffic),
         *_unexplained(favourite, names, assessed, comparison, traffic, audit, queues),
         *_not_covered(favourite, traffic, audit, queues),
     ]

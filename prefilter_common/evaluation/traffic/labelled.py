@@ -8,7 +8,6 @@ import numpy as np
 
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
-from prefilter_common.evaluation.leakage import shared_articles
 from prefilter_common.evaluation.traffic.coverage import plain_text
 from prefilter_common.statistics.survey import Sample
 
@@ -45,10 +44,15 @@ class Audit:
         """Whether the labels are a random sample of the whole traffic, nearly without gaps."""
         return max(self.unlabelled, self.skipped) <= MAX_MISSING
 
-    def drawn_from(self, traffic: Sequence[Article]) -> bool:
-        """Whether nearly all of its articles are among these."""
-        texts = {plain_text(article) for article in traffic}
-        return sum(plain_text(a) not in texts for a in self.articles) <= MAX_MISSING * len(self.articles)
+    @property
+    def few(self) -> float:
+        """How many of its articles do not change what it says."""
+        return max(1, MAX_MISSING * len(self.articles))
+
+    def found_in(self, articles: Sequence[Article]) -> int:
+        """How many of its articles have the text of one of these."""
+        texts = {plain_text(article) for article in articles}
+        return sum(plain_text(article) in texts for article in self.articles)
 
     def drawn_by(self, scores: np.ndarray, threshold: float) -> bool:
         """Whether the model with these (n,) scores and this threshold drew the sample.
@@ -57,7 +61,7 @@ class Audit:
         """
         same = np.abs(scores - self.scores) < SAME_SCORE
         alike = self.flags is not None and np.array_equal(scores >= threshold, self.flags)
-        return self.threshold == threshold and bool(same.all()) and alike
+        return self.threshold in (None, threshold) and bool(same.all()) and alike  # None in files drawn earlier
 
 
 def read_audit(path: Path) -> Audit:
@@ -122,25 +126,32 @@ def _skipped(rows: Sequence[Article]) -> float:
 
 def usable_audit(
     audit: Audit | None, train: Sequence[Article] | None, traffic: Sequence[Article] | None
-) -> tuple[Audit | None, list[str]]:
-    """The audit, but None where models may have learnt its labels; and what these do not measure, in a sentence."""
+) -> tuple[Audit | None, bool, list[str]]:
+    """What may be counted of the labels.
+
+    Returns:
+        The audit, but None where models may have learnt its labels; whether it was drawn from ``traffic``; and what it
+        does not measure, a sentence each.
+    """
     if audit is None:
-        return None, []
-    known = len(shared_articles(train, audit.articles)) if train else 0
-    if known > MAX_MISSING * len(audit.articles):
-        return None, [
-            f"{known} of the {len(audit.articles)} labelled articles of --audited are training articles, so they are "
-            "not counted: models may have learnt these labels; draw another sample with --audit, and label it"
-        ]
-    if traffic and not audit.drawn_from(traffic):
-        return audit, [
+        return None, False, []
+    if train and (known := audit.found_in(train)) > audit.few:
+        learnt = (
+            f"{known} of the {len(audit.articles)} labelled articles of --audited are training articles, and models "
+            "may have learnt their labels, so none is counted; draw a sample from traffic that nobody has trained on"
+        )
+        return None, False, [learnt]
+    doubts = []
+    of_traffic = traffic is not None and len(audit.articles) - audit.found_in(traffic) <= audit.few
+    if traffic and not of_traffic:
+        doubts.append(
             "the labelled articles of --audited are not among those of --traffic, and measure the traffic that they "
             "were drawn from; pass both of the same week"
-        ]
-    if audit.flags is None or audit.random:
-        return audit, []
-    return audit, [
-        f"the labels of --audited are no random sample, and measure neither precision nor recall: {audit.skipped:.0%} "
-        f"of the rows before the last label have none, and {audit.unlabelled:.0%} of the traffic is in parts without "
-        "one; fill them in from the first row on, without gaps"
-    ]
+        )
+    if audit.flags is not None and not audit.random:
+        doubts.append(
+            "the labels of --audited are no random sample, and measure neither precision nor recall: "
+            f"{audit.skipped:.0%} of the rows before the last label have none, and {audit.unlabelled:.0%} of the "
+            "traffic is in parts without one; fill them in from the first row on, without gaps"
+        )
+    return audit, of_traffic, doubts
