@@ -10,6 +10,7 @@ directory. Thresholds are chosen on those, never on test articles, and written t
 0.5; ``best_f1`` is the best on validation that blocks at most 5 % of the journalism; ``high_precision`` is the lowest
 threshold shown to reach ``--target-precision`` at the first ``--prevalence``. For 95 % at 5 % commerce that takes about
 1,456 journalism articles in validation without a false alarm; with fewer, the model has no such point, and a warning.
+Points of other names are the user's own, and stay.
 
 Choice. Several models meet the targets: the fastest, if all were timed and do not differ on traffic. Otherwise the one
 with the highest precision of those that meet the targets or, if none does, the minimum. None meets that: more data is
