@@ -40,7 +40,7 @@ from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.summary import evaluation_summary
 from prefilter_common.evaluation.results import compare_models, write_models, write_results
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
-from prefilter_common.evaluation.traffic.labelled import read_audit
+from prefilter_common.evaluation.traffic.answers import read_audit
 from prefilter_common.evaluation.traffic.labelling import require_unlabelled
 from prefilter_common.models.directory import model_directories
 from prefilter_common.outputs import require_files

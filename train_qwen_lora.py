@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 
 from prefilter_common.cli import Parser, configure_logging, exit_code, fraction, whole_number
 from prefilter_common.errors import InputError
-from prefilter_common.models.card import copy_records
 from prefilter_common.models.directory import require_model_output
+from prefilter_common.models.records import copy_records
 from prefilter_common.outputs import new_directory
 from prefilter_common.processes import is_main_process
 from prefilter_common.training.provenance import Job

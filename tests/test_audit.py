@@ -8,8 +8,8 @@ from conftest import write_jsonl
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
+from prefilter_common.evaluation.traffic.answers import read_audit, usable_audit
 from prefilter_common.evaluation.traffic.audit import audit_section
-from prefilter_common.evaluation.traffic.labelled import read_audit, usable_audit
 from prefilter_common.evaluation.traffic.labelling import audit_sample, review_queue
 from prefilter_common.statistics.survey import Sample, allocate, difference, production
 

@@ -11,8 +11,8 @@ from transformers import TrainingArguments
 
 from prefilter_common.articles import JOURNALISM, Article, capped, cut, cut_at_random, format_input, labels_of
 from prefilter_common.errors import InputError
-from prefilter_common.models.card import model_card
 from prefilter_common.models.checkpoints import load_base_model
+from prefilter_common.models.records import model_card
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training import fine_tuning

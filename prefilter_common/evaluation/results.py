@@ -17,10 +17,10 @@ from prefilter_common.evaluation.report.content import Compared, Results, Sectio
 from prefilter_common.evaluation.report.page import write_page
 from prefilter_common.evaluation.run import Data, ErrorRow, ModelRow, Options
 from prefilter_common.evaluation.sections import Scored, worst_errors
+from prefilter_common.evaluation.traffic.answers import usable_audit
 from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
 from prefilter_common.evaluation.traffic.flags import main_language
-from prefilter_common.evaluation.traffic.labelled import usable_audit
 from prefilter_common.evaluation.traffic.labelling import LabelRow, require_unlabelled
 from prefilter_common.evaluation.traffic.section import TrafficSection, traffic_section
 from prefilter_common.files import write_json, write_json_lines

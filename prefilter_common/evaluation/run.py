@@ -15,7 +15,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.evaluation import sections
 from prefilter_common.evaluation.baseline import FloorComparison
 from prefilter_common.evaluation.sections import QualityRow, Scored
-from prefilter_common.evaluation.traffic.labelled import Audit
+from prefilter_common.evaluation.traffic.answers import Audit
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_validation
 from prefilter_common.processes import is_main_process, process_count, wait_for_all

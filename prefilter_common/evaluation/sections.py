@@ -30,7 +30,7 @@ MAX_ERROR_TEXT = 1_500  # characters shown of each
 
 
 class QualityIntervals(TypedDict):
-    """[low, high] of each metric; None for the areas where the scores separate the labels, or there is one label."""
+    """[low, high] of each metric; None for the areas where the scores separate the labels."""
 
     f1: list[float]
     precision: list[float]

@@ -53,10 +53,10 @@ class ClassificationMetrics(TypedDict):
 
 
 class RankingMetrics(TypedDict):
-    """The areas under the curves; None where only one label occurs."""
+    """The areas under the curves."""
 
-    roc_auc: float | None
-    pr_auc: float | None
+    roc_auc: float
+    pr_auc: float
     intervals: dict[str, list[float] | None]
 
 
@@ -153,14 +153,12 @@ def threshold_metrics(labels: np.ndarray, scores: np.ndarray, thresholds: Sequen
 
 
 def ranking_metrics(labels: np.ndarray, scores: np.ndarray, seed: int) -> RankingMetrics:
-    """ROC-AUC and PR-AUC (average precision) with the intervals of ``areas``.
+    """ROC-AUC and PR-AUC (average precision), of articles of both labels, with the intervals of ``areas``.
 
     Returns:
         The areas and ``intervals`` of both. An interval is None where the scores separate the labels perfectly, since
         nothing then says how far from 1 the truth is.
     """
-    if len(np.unique(labels)) < 2:
-        return {"roc_auc": None, "pr_auc": None, "intervals": {"roc_auc": None, "pr_auc": None}}
     roc_auc, pr_auc = float(roc_auc_score(labels, scores)), float(average_precision_score(labels, scores))
     intervals: dict[str, list[float] | None] = {"roc_auc": None, "pr_auc": None}
     if roc_auc < 1:

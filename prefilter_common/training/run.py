@@ -14,8 +14,8 @@ import numpy as np
 
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.models.base_models import FAMILIES, locate_base
-from prefilter_common.models.card import write_records
 from prefilter_common.models.directory import VALIDATION_FILE, write_predictions
+from prefilter_common.models.records import write_records
 from prefilter_common.processes import is_main_process, own_device, shared_directory
 from prefilter_common.runinfo import now
 from prefilter_common.training.data import Data, load, require_both_labels

@@ -8,8 +8,8 @@ import numpy as np
 
 from prefilter_common.articles import COMMERCE, labels_of
 from prefilter_common.evaluation.slices import MIN_ARTICLES, Slice, article_slices, crossed_slices
+from prefilter_common.evaluation.traffic.answers import Audit
 from prefilter_common.evaluation.traffic.flags import traffic_slices
-from prefilter_common.evaluation.traffic.labelled import Audit
 from prefilter_common.statistics.comparison import ALPHA, mcnemar
 from prefilter_common.statistics.metrics import CONFIDENCE
 from prefilter_common.statistics.survey import Production, difference, production

@@ -45,7 +45,7 @@ class Audit:
         return max(self.unlabelled, self.skipped) <= MAX_MISSING
 
     @property
-    def few(self) -> float:
+    def negligible(self) -> float:
         """How many of its articles do not change what it says."""
         return max(1, MAX_MISSING * len(self.articles))
 
@@ -135,14 +135,14 @@ def usable_audit(
     """
     if audit is None:
         return None, False, []
-    if train and (known := audit.found_in(train)) > audit.few:
+    if train and (known := audit.found_in(train)) > audit.negligible:
         learnt = (
             f"{known} of the {len(audit.articles)} labelled articles of --audited are training articles, and models "
             "may have learnt their labels, so none is counted; draw a sample from traffic that nobody has trained on"
         )
         return None, False, [learnt]
     doubts = []
-    of_traffic = traffic is not None and len(audit.articles) - audit.found_in(traffic) <= audit.few
+    of_traffic = traffic is not None and len(audit.articles) - audit.found_in(traffic) <= audit.negligible
     if traffic and not of_traffic:
         doubts.append(
             "the labelled articles of --audited are not among those of --traffic, and measure the traffic that they "

@@ -8,10 +8,11 @@ from prefilter_common.errors import InputError
 from prefilter_common.files import write_json, write_text
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import CARD_FILE, METRICS_FILE, RUN_FILE, VALIDATION_FILE, read_record
+from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
 from prefilter_common.runinfo import RunInfo
 
 # What the hub calls a base model that did not come from there.
-HUB_NAMES = {"multilingual-e5-small": "intfloat/multilingual-e5-small"}
+HUB_NAMES = {PACKAGED_ENCODER: "intfloat/multilingual-e5-small"}
 # Roles of files, as run.json has them.
 TRAINED_ON = ("train", "soft_labels", "unlabelled")
 
