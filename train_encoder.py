@@ -6,7 +6,7 @@ default), which needs no model hub. Writes one model directory, complete or not 
 (how to feed it, and its temperature), validation_predictions.jsonl (on which evaluation chooses thresholds),
 training_metrics.json (curve and speed), run.json (provenance), README.md (model card).
 
-    python train_encoder.py --learning-rate 1e-4
+    python train_encoder.py --recipe classic --learning-rate 1e-4
     python train_encoder.py --model distilbert-base-multilingual-cased --output models/distilbert --data-dir splits
     python train_encoder.py --max-train-samples 32 --max-val-samples 16 --epochs 1 --output models/smoke
 
@@ -64,7 +64,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="DIR",
         help="learn the scores of this model, or the mean of several, besides the labels, by default at a learning "
-        f"rate of {DISTILLATION.learning_rate:g}",
+        f"rate of {DISTILLATION.learning_rate:g}; log loss then decides, not F1, when to stop and what to keep",
     )
     smaller.add_argument(
         "--unlabelled", type=Path, metavar="FILE", help="articles without labels, learned from the teacher alone"

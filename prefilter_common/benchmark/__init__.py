@@ -13,11 +13,11 @@ have their length already, and are left as they are, as traffic is.
 Fidelity. Each row has the share of changed decisions with its upper 95 % limit, the largest difference of a score, and
 the F1 difference with its interval. Whether an engine decides as the reference does needs no labels: decisions are
 compared on test articles and on as many distinct texts of ``--traffic``, training and validation articles as the
-reference scores in a minute, traffic first; at least 1,200, at most what shows that half of the tolerated share is
-inside. A row is refused where F1 may be ``--max-f1-loss`` lower than the reference's or, for an engine or precision,
-where more than ``--max-changed`` of the decisions may change; what reads less is refused with its engine. Where that is
-for want of texts, the reason says how many it takes. No change at all has to be seen on 368 articles to show 1 %; if
-0.5 % change, it takes about 1,500.
+reference scores in a minute, traffic first; at least 1,200, and at most as many as show in 19 of 20 cases that an
+engine which changes half of the tolerated share is inside it (4,048 by default). A row is refused where F1 may be
+``--max-f1-loss`` lower than the reference's or, for an engine or precision, where more than ``--max-changed`` of the
+decisions may change; what reads less is refused with its engine. Where that is for want of texts, the reason says how
+many it takes. If no decision changes, 368 articles show that fewer than 1 % do; if 0.5 % change, about 1,500.
 
 Stages. Most articles need no full read. A cascade is a list of stages in ``prefilter.json``: each decides where its
 calibrated score lies outside two limits, and passes on the rest; what none decides is read in full.
@@ -31,16 +31,16 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
   logistic regression on the mean of the states there, in ``early_exits.npz``, fitted to the same scores. What it passes
   on goes through the other layers.
 
-An encoder has exits, any other model a short read. Length, limits and the share of known tokens are chosen on these, on
-validation articles and on cut copies of them: the limits that pass on least while at most half of ``--max-changed`` of
-the decisions are other than the full read's, so that ``--max-changed`` can be shown to hold. A first stage may change
-half of these, and a short read as much; early exits, what the first stage has left of them. What was fitted is judged
-by others like it that were fitted without the article, and without others of its title. A stage that decides less than
-a tenth of what gets there, or a short read that saves less than a tenth of the tokens, is not kept. Each kind of stage
-alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on those training
-articles and that traffic on which no stage was fitted or chosen; stages of an earlier run, on test articles alone.
-Evaluation drops the stages, with a warning, when it changes a threshold, and warns of an engine that was compared at
-others.
+An encoder has exits, if there are articles or traffic to fit them on; any other model has a short read. Length, limits
+and the share of known tokens are chosen on these, on validation articles and on cut copies of them: the limits that
+pass on least while at most half of ``--max-changed`` of the decisions are other than the full read's, so that
+``--max-changed`` can be shown to hold. A first stage may change half of these, and a short read as much; early exits,
+what the first stage has left of them. What was fitted is judged by others like it that were fitted without the article,
+and without others of its title. A stage that decides less than a tenth of what gets there, or a short read that saves
+less than a tenth of the tokens, is not kept. Each kind of stage alone, and all together, are rows of their own. Rows
+with stages are judged on test articles, and on those training articles and that traffic on which no stage was fitted or
+chosen; stages of an earlier run, on test articles alone. Evaluation drops the stages, with a warning, when it changes a
+threshold, and warns of an engine that was compared at others.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, after the stages

@@ -92,14 +92,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=positive_float,
         default=1.5,
         metavar="R",
-        help="largest factor between flag rates",
+        help="factor between the flag rates above which they count as changed",
     )
     parser.add_argument(
         "--max-psi",
         type=positive_float,
         default=0.2,
         metavar="P",
-        help="largest population stability index of scores, languages and lengths",
+        help="population stability index above which scores, languages or lengths count as changed",
     )
     parser.add_argument(
         "--threshold",

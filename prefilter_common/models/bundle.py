@@ -3,10 +3,10 @@
     python -m prefilter_common.models.bundle models/distilbert distilbert.tar
     python -m prefilter_common.models.bundle --unpack distilbert.tar /srv/models/distilbert
 
-It packs the contract, the records, the weights of stages and, where the benchmark recommends a converted engine, that
-engine with its own tokenizer; elsewhere the checkpoint. bundle.json, the first file of the archive, lists the others
-with their sizes and hashes. Archives of the same files are the same, byte for byte. Unpacking writes a whole model
-directory or nothing, and with --overwrite puts yesterday's model back in one step.
+It packs prefilter.json, the records of training, the weights of stages and, where the benchmark recommends a converted
+engine, that engine with its own tokenizer; otherwise the checkpoint. bundle.json, the first file of the archive, lists
+the others with their sizes and hashes. Archives of the same files are the same, byte for byte. Unpacking writes a whole
+model directory or nothing, and with --overwrite puts yesterday's model back in one step.
 """
 
 import hashlib

@@ -54,9 +54,6 @@ CLASSIC = Recipe()
 LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, frozen=1 / 3, learning_rate=5e-5)
 # Of a model that learns from a teacher: each epoch has four times the texts, and even its lowest layers feed an exit.
 DISTILLATION = replace(LP_FT, cut_share=0.0, frozen=0.0, learning_rate=7e-5)
-EARLY_STOPPING = (
-    f"Training stops after {PATIENCE} epochs without a better F1 (with --teacher, log loss) on validation articles."
-)
 INTERRUPTION = (
     "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done. A "
     "resumed run ends with the same weights, bit for bit, on a CPU with the same number of threads."
@@ -69,13 +66,17 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     data = parser.add_argument_group("data")
     data.add_argument("--data-dir", type=Path, default=Path("splits"), help="folder with train.jsonl and val.jsonl")
     data.add_argument(
-        "--max-train-samples", type=count, metavar="N", help="train on only N articles of each file, a smoke run"
+        "--max-train-samples", type=count, metavar="N", help="train on at most N articles of each file, for a smoke run"
     )
-    data.add_argument("--max-val-samples", type=count, metavar="N", help="validate on only N articles, a smoke run")
+    data.add_argument(
+        "--max-val-samples", type=count, metavar="N", help="validate on at most N articles, for a smoke run"
+    )
     data.add_argument(
         "--allow-overlap", action="store_true", help="train even where articles of train are also in val or test"
     )
-    recipe = parser.add_argument_group("recipe", EARLY_STOPPING)
+    recipe = parser.add_argument_group(
+        "recipe", f"Training stops after {PATIENCE} epochs without a better F1 on validation articles."
+    )
 
     def add(flag: str, kind: Callable, text: str) -> None:
         name = flag.removeprefix("--").replace("-", "_")
@@ -89,7 +90,11 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     add("--warmup-ratio", fraction, "share of the steps during which the learning rate rises")
     add("--weight-decay", fraction, "weight decay of AdamW, per step and relative to the learning rate")
     add("--seed", seed, "random seed of the new head, the order of the articles and dropout")
-    add("--seeds", whole_number(1, 100), "runs, seeded --seed and up, whose mean is kept, or the best on validation")
+    add(
+        "--seeds",
+        whole_number(1, 100),
+        "runs, seeded --seed, --seed + 1 ...; keeps the mean of their weights, or the best one",
+    )
     recipe.add_argument(
         "--cost-of-blocking",
         type=positive_float,
