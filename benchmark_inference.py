@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     # Not at the top: every worker process imports this script, and its memory must be its engine's own.
     from prefilter_common.benchmark import run
     from prefilter_common.benchmark.report import card, picture, report, results_and_summary
-    from prefilter_common.benchmark.stages.cascade import store_cascade
+    from prefilter_common.benchmark.stages.cascade import folder_of, store_cascade
     from prefilter_common.runinfo import now, run_info
 
     data, files = load_data(args)
@@ -82,10 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     reference, data = run.take_reference(directory, data, options)
     conditions: Conditions = {**machine, **run.articles_of(reference, data)}
     readings = run.readings_of(reference.contract, options)
-    if options.device == "cpu":
-        store_cascade(directory, reference.cascade)
     with ExitStack() as stack:
-        workers, skipped = run.open_workers(directory, data, options, stack)
+        fitted = stack.enter_context(folder_of(reference.cascade, directory))
+        workers, skipped = run.open_workers(directory, fitted, data, options, stack)
         configurations = run.to_compare(list(workers), readings, reference.contract.max_length, options)
         print(card(directory, conditions, provenance), flush=True)
         rates = machine["matrix_gflops"]
@@ -96,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     write_json(results, stored)
     picture(plot, result)
     if options.device == "cpu":
+        store_cascade(directory, reference.cascade)
         recommended: RecommendationFile = {**summary, "run": provenance}
         write_recommendation(directory, recommended)
         from prefilter_common.evaluation.results import refresh_latency

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import call, write_jsonl
+from malformed import snapshot
 
 import benchmark_inference
 from prefilter_common.articles import Article, load_articles
@@ -214,6 +215,18 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
     scorer = Scorer.load(model)
     assert scorer.contract.stages == (always, SHORT)
     assert scorer.score([Article("a", "b")])[0] == pytest.approx(1 / (1 + np.exp(9)))
+
+    def stop(*rest):
+        raise KeyboardInterrupt
+
+    before = snapshot(model)
+    other = replace(cascade, stages=(never, SHORT))
+    with monkeypatch.context() as stopped:
+        stopped.setattr("prefilter_common.benchmark.stages.cascade.choose_cascade", lambda *rest: other)
+        stopped.setattr(Worker, "bulk", stop)
+        assert run("--engines", "pytorch-fp32")[0] == 130
+    assert snapshot(model) == before  # until all is measured, it is deployed as it was
+
     monkeypatch.setattr("prefilter_common.benchmark.stages.cascade.choose_cascade", lambda *rest: Cascade((SHORT,), {}))
     assert run("--engines", "pytorch-fp32")[0] == 0
     assert read_contract(model).stages == (SHORT,) and not (model / "first_stage.npz").exists()

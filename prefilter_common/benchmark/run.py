@@ -143,7 +143,7 @@ def readings_of(contract: Contract, options: Options) -> list[tuple[int, tuple[S
 
 
 def open_workers(
-    directory: Path, data: Data, options: Options, stack: ExitStack
+    directory: Path, fitted: Path, data: Data, options: Options, stack: ExitStack
 ) -> tuple[dict[EngineName, Worker], dict[str, str]]:
     """A process for every available engine, and the reason for every other. The stack ends the processes."""
     workers: dict[EngineName, Worker] = {}
@@ -151,7 +151,7 @@ def open_workers(
     for engine in (REFERENCE, *(name for name in options.engines if name != REFERENCE)):
         with _may_fail(engine, skipped):
             convert(directory, engine, data.whole_train, options.device)
-            workers[engine] = stack.enter_context(Worker(directory, engine, options.device, options.threads))
+            workers[engine] = stack.enter_context(Worker(directory, fitted, engine, options.device, options.threads))
     return workers, skipped
 
 

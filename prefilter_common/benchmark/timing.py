@@ -74,12 +74,13 @@ class Worker:
     the worker and, however it is killed, with the process that made it, also in the middle of a computation.
     """
 
-    def __init__(self, directory: Path, engine: "EngineName", device: str, threads: int | None):
+    def __init__(self, directory: Path, fitted: Path, engine: "EngineName", device: str, threads: int | None):
+        """Open ``engine`` of the model in ``directory``, with the stages of the folder ``fitted``."""
         context = get_context("spawn")
         # Nothing is ever sent: the other end sees the pipe close, which the system does for a process that is killed.
         ours, self._alive = context.Pipe(duplex=False)
         self._pool = ProcessPoolExecutor(1, context, initializer=_end_with, initargs=(ours,))
-        self.opened: Opened = self._ask(_open, directory, engine, device, threads)
+        self.opened: Opened = self._ask(_open, directory, fitted, engine, device, threads)
 
     def single(self, articles: Sequence[Article], max_length: int, stages: Sequence[Stage]) -> Single:
         """Time each article on its own."""
@@ -140,7 +141,7 @@ _scorer: "Scorer"
 _engine: _Counting
 
 
-def _open(directory: Path, engine: "EngineName", device: str, threads: int | None) -> Opened:
+def _open(directory: Path, fitted: Path, engine: "EngineName", device: str, threads: int | None) -> Opened:
     """Load, timed from the first import on."""
     global _scorer, _engine
     start = time.perf_counter()
@@ -148,8 +149,8 @@ def _open(directory: Path, engine: "EngineName", device: str, threads: int | Non
     from prefilter_common.scoring.scorer import Scorer
 
     _scorer = Scorer.load(directory, device if engine.library == "pytorch" else None, engine, threads)
-    if contract := read_contract(directory):
-        _scorer.with_files_of(directory, contract.stages)
+    if contract := read_contract(fitted):
+        _scorer.with_files_of(fitted, contract.stages)
     seconds = time.perf_counter() - start
     _scorer.engine = _engine = _Counting(_scorer.engine)
     return {"load_s": round(seconds, 2), "precision": _engine.precision}

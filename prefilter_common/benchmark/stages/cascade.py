@@ -1,9 +1,11 @@
 """Validation articles in, the stages before the full read out; and how a model directory keeps them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -149,6 +151,24 @@ def readable(scorer: Scorer, articles: Sequence[Article]) -> list[Article]:
     """Without those of which the model says nothing, so that no stage ever sees them."""
     unknown = scorer.tokenizer.unknown(articles, scorer.contract.max_length, scorer.contract.max_unknown)
     return [articles[i] for i in np.flatnonzero(~unknown).tolist()]
+
+
+@contextmanager
+def folder_of(cascade: Cascade, directory: Path) -> Iterator[Path]:
+    """Where the weights of these stages are: the model's directory, or a temporary one for what was fitted now.
+
+    So a benchmark that is stopped, or fails, leaves the model with the stages and the recommendation that it had.
+    """
+    contract = read_contract(directory)
+    if contract is None or not cascade.files:
+        yield directory
+        return
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        write_contract(folder, replace(contract, stages=cascade.stages))
+        for file, content in cascade.files.items():
+            write_bytes(folder / file, content)
+        yield folder
 
 
 def store_cascade(directory: Path, cascade: Cascade) -> None:
