@@ -7,7 +7,7 @@ from conftest import call, write_jsonl
 from prefilter_common.articles import Article
 from prefilter_common.evaluation import drift
 from prefilter_common.evaluation.drift import flag_change, mix_change
-from prefilter_common.evaluation.language import languages
+from prefilter_common.language import languages
 from prefilter_common.scoring import streaming
 
 
@@ -32,7 +32,7 @@ def test_what_two_outputs_of_the_scorer_cannot_show_is_said(tmp_path, capsys):
     assert call(drift, (a, b)) == 0
     out = capsys.readouterr().out
     assert f'lengths: not compared; {a}, {b}: not all rows have "characters", or "title" and "content"' in out
-    assert f'languages: not compared; {a}, {b}: not all rows have "language"' in out
+    assert f'languages: not compared; {a}, {b}: not all rows have "title" and "content", and none has a' in out
     joined = [{"title": "news", "content": f"{i}", "score": 0.1} for i in range(100)]
     assert call(drift, (write_jsonl(tmp_path / "c.jsonl", joined), b)) in (0, 3)
     assert f"lengths: not compared; {b}: " in capsys.readouterr().out
@@ -53,6 +53,40 @@ def test_two_outputs_of_the_scorer_are_compared_in_everything(tmp_path, trained,
     assert call(drift, [tmp_path / "before_scored.jsonl", tmp_path / "now_scored.jsonl"]) == 3
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"languages", "lengths"} <= set(last["changed"]) and last["not_compared"] == []
+
+
+def test_a_row_without_a_language_counts_as_unknown(tmp_path, capsys):
+    """Not as a reason to compare no languages."""
+    files = []
+    for name, spoken in (("before", "en"), ("now", "el")):
+        rows = [{"id": str(i), "score": 0.1, "language": spoken if i % 5 else "fr"} for i in range(500)]
+        rows[7]["language"] = None
+        files.append(write_jsonl(tmp_path / f"{name}.jsonl", rows))
+    assert call(drift, files) == 3
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["changed"] == ["languages"] and last["not_compared"] == ["lengths"]
+
+
+def test_a_language_forges_no_line(tmp_path, capsys):
+    named = "en\nflag rate: no change shown\x1b[8m\u202e"
+    rows = [{"id": str(i), "score": 0.9 * (i % 2), "language": named} for i in range(50)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    assert call(drift, (path, path)) == 0
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 5 and "en\\nflag rate" in out and "\x1b" not in out and "\u202e" not in out
+    assert json.loads(out.splitlines()[-1])["changes"][-1]["detail"].startswith(named)
+
+
+@pytest.mark.parametrize("score", [0.0, 0.1, 1.0])
+def test_scores_that_were_all_equal_and_are_no_longer_are_a_change(tmp_path, capsys, score):
+    def scored(name, value):
+        rows = [{"score": value, "is_commerce": False} for _ in range(200)]
+        return write_jsonl(tmp_path / name, rows)
+
+    before, now = scored("a.jsonl", score), scored("b.jsonl", 0.9)
+    assert call(drift, (before, before)) == 0
+    assert call(drift, (before, now)) == 3
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["changed"] == ["scores"]
 
 
 def test_a_line_separator_in_a_title_ends_no_line(tmp_path, capsys):

@@ -14,6 +14,7 @@ ORDER = [
     "cli",
     "runinfo",
     "articles",
+    "language",
     "page",
     "models",
     "statistics",

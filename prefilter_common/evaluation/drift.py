@@ -4,8 +4,8 @@
 
 Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". It compares what
 both files have: flag rate, scores, languages, lengths; what is not compared is named. The language of articles without
-one is identified; the scorer's rows have the language that the article had. A change counts where it is larger than its
-bound and beyond chance.
+one is identified; the scorer's rows have the language that the article had, or count as unknown. A change counts where
+it is larger than its bound and beyond chance.
 
 The last line on stdout is one JSON object. Exit code 0: no such change; 3: at least one, for cron; 2: bad input.
 """
@@ -22,17 +22,19 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import Article
-from prefilter_common.cli import Parser, configure_logging, exit_code, fraction, positive_float
+from prefilter_common.articles import UNKNOWN, Article
+from prefilter_common.cli import Parser, configure_logging, exit_code, fraction, positive_float, printable
 from prefilter_common.errors import InputError
-from prefilter_common.evaluation.language import languages
 from prefilter_common.evaluation.slices import CHARACTER_EDGES, buckets, characters
 from prefilter_common.files import parse_json
+from prefilter_common.language import languages
 from prefilter_common.statistics.intervals import ratio_interval, stability_index
 from prefilter_common.statistics.metrics import as_interval
 
 CHANGED = 3
 SCORE_BINS = 10
+# The scorer's rows have six decimals.
+EQUAL = 5e-7
 # Rarer languages count together.
 RARE = 0.01
 
@@ -71,14 +73,14 @@ def main(argv: list[str] | None = None) -> int:
     for change in changes:
         low, high = change["interval"]
         state = "CHANGED" if change["changed"] else "no change shown"
-        print(f"{change['what']}: {state}; {change['value']:.3g} ({low:.3g} to {high:.3g}, bound {change['bound']:g}); "
-              f"{change['detail']}")  # fmt: skip
+        figures = f"{change['value']:.3g} ({low:.3g} to {high:.3g}, bound {change['bound']:g})"
+        print(printable(f"{change['what']}: {state}; {figures}; {change['detail']}"))
     missing = not_compared({args.reference: before, args.scored: now})
     for what, why in missing.items():
-        print(f"{what}: not compared; {why}")
+        print(printable(f"{what}: not compared; {why}"))
     changed = [change["what"] for change in changes if change["changed"]]
     summary = {"changed": changed, "changes": changes, "not_compared": list(missing)}
-    print(json.dumps(summary, ensure_ascii=False, separators=(",", ":")))
+    print(json.dumps(summary, separators=(",", ":")))
     return CHANGED if changed else 0
 
 
@@ -121,12 +123,12 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
         scores = np.array([row["score"] for row in rows], float)
         flags = np.array([row.get("is_commerce", row["score"] >= threshold) for row in rows], bool)
     if not all("title" in row or "content" in row or "text" in row for row in rows):
-        named = all(row.get("language") for row in rows)
+        named = any(row.get("language") for row in rows)
         counted = all(type(row.get("characters")) is int for row in rows)
         return Traffic(
             flags,
             scores,
-            [row["language"] for row in rows] if named else None,
+            [row.get("language") or UNKNOWN for row in rows] if named else None,
             np.array([row["characters"] for row in rows]) if counted else None,
         )
     articles = [
@@ -170,8 +172,9 @@ def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: f
     if before.flags is not None and now.flags is not None:
         changes.append(flag_change(before.flags, now.flags, max_ratio))
     if before.scores is not None and now.scores is not None:
-        # Equally full bins of the reference; where many scores are equal there are fewer.
-        edges = np.unique(np.quantile(before.scores, np.arange(1, SCORE_BINS) / SCORE_BINS))
+        # Equally full bins of the reference. A score that fills one by itself has it to itself.
+        edges, times = np.unique(np.quantile(before.scores, np.arange(1, SCORE_BINS) / SCORE_BINS), return_counts=True)
+        edges = np.union1d(edges, edges[times > 1] + EQUAL)
         names = np.array([f"{a:.6g} to {b:.6g}" for a, b in pairwise([0.0, *edges.tolist(), 1.0])])
         bins = [names[np.searchsorted(edges, found, side="right")] for found in (before.scores, now.scores)]
         changes.append(mix_change("scores", bins[0].tolist(), bins[1].tolist(), max_psi))
@@ -192,7 +195,7 @@ def not_compared(files: Mapping[Path, Traffic]) -> dict[str, str]:
     needs = {
         "flag rate": ("flags", '"score"'),
         "scores": ("scores", '"score"'),
-        "languages": ("languages", '"language", or "title" and "content"'),
+        "languages": ("languages", '"title" and "content", and none has a "language"'),
         "lengths": ("characters", '"characters", or "title" and "content"'),
     }
     lacking = {

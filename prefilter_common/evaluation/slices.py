@@ -9,10 +9,11 @@ import numpy as np
 from scipy.stats import fisher_exact
 
 from prefilter_common.articles import COMMERCE, UNKNOWN, Article
-from prefilter_common.evaluation.language import languages
+from prefilter_common.language import languages
 from prefilter_common.statistics.comparison import ALPHA, holm
 from prefilter_common.statistics.metrics import MetricsRow, threshold_metrics
 
+CROSSED = "language and length"
 CHARACTER_EDGES = (100, 250, 500, 1000, 2000)
 TOKEN_EDGES = (32, 64, 128, 256, 512)
 # With fewer articles an interval spans 30 points or more: too wide to call a slice good or bad.
@@ -88,7 +89,7 @@ def length_and_language(articles: Sequence[Article]) -> list[str]:
 
 def crossed_slices(articles: Sequence[Article]) -> list[Slice]:
     """By language and length at once, the largest first."""
-    return slices_by("language and length", length_and_language(articles))
+    return slices_by(CROSSED, length_and_language(articles))
 
 
 def slices_by(by: str, values: Sequence[str]) -> list[Slice]:

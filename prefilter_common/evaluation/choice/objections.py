@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import PurePath
 from typing import TypedDict
 
+from prefilter_common.evaluation.slices import CROSSED
 from prefilter_common.evaluation.traffic.audit import AuditSection, PairAudit
-from prefilter_common.evaluation.traffic.coverage import CROSSED
 from prefilter_common.evaluation.traffic.rows import FlagRow, PointComparison, TrafficPair
 from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.statistics.comparison import Comparison

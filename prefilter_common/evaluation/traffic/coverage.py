@@ -6,11 +6,10 @@ from typing import TypedDict
 import numpy as np
 
 from prefilter_common.articles import COMMERCE, Article
-from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, crossed_slices
+from prefilter_common.evaluation.slices import CROSSED, MIN_ARTICLES, article_slices, crossed_slices
 
 # A part of the traffic at least this large is named when the test set lacks it.
 NOTABLE_GAP = 0.01
-CROSSED = "language and length"
 
 
 class Gap(TypedDict):

@@ -10,9 +10,9 @@ from scipy.stats import spearmanr
 from sklearn.metrics import cohen_kappa_score
 
 from prefilter_common.articles import Article
-from prefilter_common.evaluation.language import languages
 from prefilter_common.evaluation.slices import (
     CHARACTER_EDGES,
+    CROSSED,
     MIN_ARTICLES,
     SHORT,
     Slice,
@@ -28,6 +28,7 @@ from prefilter_common.evaluation.traffic.rows import (
     PointComparison,
     TrafficPair,
 )
+from prefilter_common.language import languages
 from prefilter_common.statistics.comparison import ALPHA, detectable_difference, holm, mcnemar
 from prefilter_common.statistics.intervals import weighted_share
 from prefilter_common.statistics.metrics import as_interval, wilson
@@ -58,7 +59,7 @@ def traffic_slices(articles: Sequence[Article], main: str) -> list[Slice]:
     return [
         *slices_by("language", spoken),
         *length_slices("characters", lengths, CHARACTER_EDGES),
-        *slices_by("language and length", crossed),
+        *slices_by(CROSSED, crossed),
     ]
 
 
