@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -24,6 +24,7 @@ MAX_ERRORS_NAMED = 10
 CUT_TO = (60, 400)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"  # how such a file begins
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +152,11 @@ def labels_of(articles: Sequence[Article]) -> np.ndarray:
     return np.array([article.label for article in articles])
 
 
-def capped(articles: Sequence[Article], limit: int | None) -> Sequence[Article]:
-    """At most ``limit`` articles, evenly spaced, so that a file sorted by label still gives both."""
-    if limit is None or limit >= len(articles):
-        return articles
-    return [articles[i * len(articles) // limit] for i in range(limit)]
+def capped(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """At most ``limit`` of them, evenly spaced, so that a file sorted by label still gives both."""
+    if limit is None or limit >= len(items):
+        return items
+    return [items[i * len(items) // limit] for i in range(limit)]
 
 
 def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:

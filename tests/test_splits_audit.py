@@ -14,9 +14,11 @@ from prefilter_common.models import packaged_encoder
 from prefilter_common.splits import __main__ as splits_command
 from prefilter_common.splits.audit.probes import Labelled, distance, label_suspects, predicted, text_features
 from prefilter_common.splits.audit.report import audit_text, write_audit_page
-from prefilter_common.splits.audit.sections import duplicates, gather
+from prefilter_common.splits.audit.run import distances
+from prefilter_common.splits.audit.sections import describe_split, duplicates, gather
 from prefilter_common.splits.audit.shortcuts import shortcuts
 from prefilter_common.splits.cleaning import to_record
+from prefilter_common.splits.grouping import population
 
 pytestmark = pytest.mark.slow
 
@@ -117,6 +119,19 @@ def test_traffic_is_compared_and_languages_missing_from_test_are_named(splits, m
     assert far["test", "traffic"]["language"] == pytest.approx(1) and far["test", "traffic"]["text"]["roc_auc"] > 0.95
     assert far["train", "test"]["language"] < 0.2 and far["train", "test"]["text"]["roc_auc"] < 0.65
     assert "languages in the traffic but not in test: no (100%)" in report["warnings"]
+
+
+def test_languages_that_are_not_named_are_identified():
+    greek = "Η κυβέρνηση ανακοίνωσε σήμερα νέα μέτρα για την οικονομία"
+    english = "The government announced new measures for the economy today"
+    articles = [Article(f"{text} {i}", "", int(text == greek)) for text in (greek, english) for i in range(4)]
+    assert describe_split(articles)["languages"] == {"el": 4, "en": 4}
+    strata = population(articles, np.arange(8), np.arange(8), 0).strata
+    assert [stratum.split("\t")[0] for stratum in strata] == ["el"] * 4 + ["en"] * 4
+    row = distances({"train": articles[:4], "test": articles[4:]}, None, 0)[0]
+    assert row["sets"] == ["train", "test"] and row["language"] == 1
+    found = shortcuts(Labelled(articles, np.repeat([1, 0], 4), np.arange(8)))
+    assert {row["property"]: row["accuracy"] for row in found}["language"] == 1
 
 
 def test_repeated_texts_are_no_distance(splits):

@@ -260,10 +260,10 @@ def test_a_refused_build_replaces_and_deletes_nothing(tmp_path, capsys):
 def test_the_manifest_reveals_changed_files(tmp_path):
     assert manifest_state(SPLITS) is None
     build(tmp_path, scored(60))
-    assert manifest_state(tmp_path / "out").differs == ()
+    assert manifest_state(tmp_path / "out")["differs"] == []
     with (tmp_path / "out" / "val.jsonl").open("a", encoding="utf-8") as file:
         file.write("\n")
-    assert manifest_state(tmp_path / "out").differs == ("val",)
+    assert manifest_state(tmp_path / "out")["differs"] == ["val"]
 
 
 def test_previous_splits_need_no_manifest(tmp_path):

@@ -104,8 +104,8 @@ def test_killed_at_random_moments_the_splits_match_their_manifest(tmp_path):
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        assert manifest_state(tmp_path / "out").differs == ()
+        assert manifest_state(tmp_path / "out")["differs"] == []
         rows = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))["written_rows"]
         assert rows == 60
     flags = [tmp_path / "labelled.jsonl", "--splits", tmp_path / "out", "--overwrite"]
-    assert call(splits_command, ["merge", *flags]) == 0 and manifest_state(tmp_path / "out").differs == ()
+    assert call(splits_command, ["merge", *flags]) == 0 and manifest_state(tmp_path / "out")["differs"] == []

@@ -9,8 +9,9 @@ from typing import TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import UNKNOWN, Article
+from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
+from prefilter_common.language import languages
 from prefilter_common.splits.assignment import NONE, TEST, TRAIN, VAL, Population, assign
 from prefilter_common.splits.cleaning import published, text_hash
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs, same_id_pairs
@@ -178,11 +179,12 @@ def source_pairs(articles: Sequence[Article]) -> list[Pair]:
 
 def population(articles: Sequence[Article], places: np.ndarray, groups: np.ndarray, seed: int) -> Population:
     """What decides the splits of the articles at ``places``."""
+    here = [articles[i] for i in places]
     return Population(
-        labels=np.array([articles[i].label for i in places], int),
-        strata=[f"{articles[i].language or UNKNOWN}\t{length_name(articles[i])}" for i in places],
+        labels=np.array([article.label for article in here], int),
+        strata=[f"{spoken}\t{length_name(a)}" for spoken, a in zip(languages(here), here, strict=True)],
         clusters=groups[places],
-        keys=np.array([key_of(articles[i], seed) for i in places], np.uint64),
+        keys=np.array([key_of(article, seed) for article in here], np.uint64),
     )
 
 

@@ -3,22 +3,14 @@
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
 
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.audit.sections import duplicates, gather
-from prefilter_common.splits.manifest import MANIFEST, manifest_state
+from prefilter_common.splits.manifest import MANIFEST, ManifestRecord, manifest_state
 
 log = logging.getLogger(__name__)
-
-
-class ManifestRecord(TypedDict):
-    """The sha256 of a manifest, and the names of the splits that are not as it says."""
-
-    sha256: str
-    differs: list[str]
 
 
 def manifest_record(files: Sequence[Path]) -> ManifestRecord | None:
@@ -34,8 +26,7 @@ def manifest_record(files: Sequence[Path]) -> ManifestRecord | None:
     state = manifest_state(folder)
     if state is None:
         return None
-    differs = [name for name in names if name in state.differs]
-    record: ManifestRecord = {"sha256": state.sha256, "differs": differs}
+    record: ManifestRecord = {**state, "differs": [name for name in names if name in state["differs"]]}
     for text in manifest_warnings(record):
         log.warning(f"{folder}: {text}")
     return record
@@ -54,7 +45,7 @@ def require_disjoint(folder: Path, allow_overlap: bool = False) -> None:
     Splits that match their manifest are not checked again: that was done when they were written.
     """
     state = manifest_state(folder)
-    if state is not None and not state.differs:
+    if state is not None and not state["differs"]:
         return
     paths = {name: folder / f"{name}.jsonl" for name in NAMES}
     for text in overlaps({name: load_articles(path) for name, path in paths.items() if path.is_file()}):

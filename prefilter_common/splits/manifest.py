@@ -5,7 +5,6 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,12 +23,11 @@ MANIFEST, CLEANING = "manifest.json", "cleaning.jsonl"
 FILES = {f"{name}.jsonl" for name in NAMES} | {MANIFEST, CLEANING}
 
 
-@dataclass(frozen=True)
-class ManifestState:
-    """A folder's manifest: its sha256, and the names of the splits whose files do not match it."""
+class ManifestRecord(TypedDict):
+    """The sha256 of a manifest, and the names of the splits that are not as it says."""
 
     sha256: str
-    differs: tuple[str, ...]
+    differs: list[str]
 
 
 class MadeBy(TypedDict):
@@ -226,7 +224,7 @@ def read_manifest(folder: Path) -> Manifest | None:
     return record
 
 
-def manifest_state(folder: Path) -> ManifestState | None:
+def manifest_state(folder: Path) -> ManifestRecord | None:
     """Whether the files match the manifest, None if there is none. Raises InputError if it cannot be read."""
     manifest = read_manifest(folder)
     if manifest is None:
@@ -236,5 +234,7 @@ def manifest_state(folder: Path) -> ManifestState | None:
         name: file_fingerprint(folder / f"{name}.jsonl")["sha256"] if (folder / f"{name}.jsonl").is_file() else None
         for name in NAMES
     }
-    differs = tuple(name for name in NAMES if described.get(name) != present[name])
-    return ManifestState(hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(), differs)
+    return {
+        "sha256": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
+        "differs": [name for name in NAMES if described.get(name) != present[name]],
+    }

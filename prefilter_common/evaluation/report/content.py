@@ -11,7 +11,7 @@ from prefilter_common.evaluation.sections import WrongArticle
 from prefilter_common.evaluation.traffic.audit import AuditSection
 from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.runinfo import RunInfo
-from prefilter_common.splits.guard import ManifestRecord
+from prefilter_common.splits.manifest import ManifestRecord
 from prefilter_common.statistics.comparison import Comparison
 from prefilter_common.statistics.prevalence import Costs
 

@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from prefilter_common.articles import Article
+from prefilter_common.articles import Article, capped
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs
 from prefilter_common.statistics.metrics import ThresholdMetrics, ranking_metrics, threshold_metrics
 
@@ -40,7 +40,7 @@ class Labelled:
 
     def spaced(self, limit: int) -> "Labelled":
         """At most ``limit`` of the articles, evenly spaced."""
-        places = _spaced(len(self.labels), limit)
+        places = np.array(capped(range(len(self.labels)), limit))
         return Labelled([self.articles[i] for i in places], self.labels[places], self.clusters[places], self.seed)
 
     def folds(self, limit: int = PROBE_FOLDS) -> Folds:
@@ -161,7 +161,7 @@ def distance(these: Sequence[Article], those: Sequence[Article], seed: int = 0) 
     distinct = [
         list({(article.title, article.content): article for article in part}.values()) for part in (these, those)
     ]
-    parts = [[part[i] for i in _spaced(len(part), MAX_COMPARED)] for part in distinct]
+    parts = [capped(part, MAX_COMPARED) for part in distinct]
     if min(map(len, parts)) < 2 * PROBE_FOLDS:
         return None
     articles = [*parts[0], *parts[1]]
@@ -180,8 +180,3 @@ def total_variation(these: Sequence[str], those: Sequence[str]) -> float:
 
 def _f1(row: ThresholdMetrics) -> F1:
     return {"f1": row["f1"], "interval": row["intervals"]["f1"]}
-
-
-def _spaced(n: int, limit: int) -> np.ndarray:
-    size = min(n, limit)
-    return np.arange(size) * n // max(size, 1)

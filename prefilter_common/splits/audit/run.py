@@ -9,8 +9,9 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import COMMERCE, JOURNALISM, UNKNOWN, Article, load_articles
+from prefilter_common.articles import COMMERCE, JOURNALISM, Article, load_articles
 from prefilter_common.errors import InputError
+from prefilter_common.language import languages
 from prefilter_common.runinfo import FileFingerprint, file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.audit.probes import (
@@ -41,8 +42,8 @@ from prefilter_common.splits.audit.sections import (
 from prefilter_common.splits.audit.shortcuts import PhraseRow, ShortcutRow, shortcuts, telling_phrases
 from prefilter_common.splits.cleaning import ScoreRule
 from prefilter_common.splits.grouping import length_name
-from prefilter_common.splits.guard import ManifestRecord
-from prefilter_common.splits.manifest import MadeBy, made_by, manifest_state
+from prefilter_common.splits.guard import manifest_warnings
+from prefilter_common.splits.manifest import MadeBy, ManifestRecord, made_by, manifest_state
 
 # Shares that the audit warns about: of truncated articles, and of traffic in a language or length that test lacks.
 MANY_CUT = 0.1
@@ -121,7 +122,7 @@ def audit(options: AuditOptions, argv: Sequence[str] = ()) -> AuditReport:
     scores = predicted(features, data.labels, data.folds())
     report: AuditFindings = {
         "_run": {**made_by(argv), "data": {role: file_fingerprint(path) for role, path in files.items()}},
-        "manifest": {"sha256": state.sha256, "differs": list(state.differs)} if state else None,
+        "manifest": state,
         "splits": {name: describe_split(articles) for name, articles in splits.items()},
         "traffic": describe_split(traffic) if traffic else None,
         "labels": labels_against_scores(whole, options.rule),
@@ -164,7 +165,7 @@ def distances(
     sets = {name: splits[name] for name in ("train", "test")} | ({"traffic": traffic} if traffic else {})
     rows: list[DistanceRow] = []
     for (a, these), (b, those) in combinations(sets.items(), 2):
-        spoken = [[article.language or UNKNOWN for article in part] for part in (these, those)]
+        spoken = [languages(part) for part in (these, those)]
         sizes = [[length_name(article) for article in part] for part in (these, those)]
         rows.append({
             "sets": [a, b], "language": total_variation(*spoken), "length": total_variation(*sizes),
@@ -189,8 +190,7 @@ def audit_warnings(report: AuditFindings) -> list[str]:
     state = report["manifest"]
     if state is None:
         found.append("there is no manifest.json, so that the origin of these splits is unknown")
-    elif state["differs"]:
-        found.append(f"{', '.join(state['differs'])} changed after manifest.json was written")
+    found += manifest_warnings(state)
     found += [
         f"{row['property']} alone predicts {row['accuracy']:.0%} of the labels: a model can do well without reading"
         for row in report["shortcuts"]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from prefilter_common.articles import LABEL_NAMES, UNKNOWN, Article
+from prefilter_common.articles import LABEL_NAMES, Article
 from prefilter_common.errors import InputError
+from prefilter_common.language import languages
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.audit.rows import (
     AcrossSplits,
@@ -78,7 +79,7 @@ def describe_split(articles: Sequence[Article]) -> SplitDescription:
     return {
         "articles": len(articles),
         "labels": {name: labels[name] for name in LABEL_NAMES},
-        "languages": dict(Counter(a.language or UNKNOWN for a in articles).most_common()),
+        "languages": dict(Counter(languages(articles)).most_common()),
         "lengths": {name: lengths_named[name] for name in LENGTH_NAMES},
         "characters": {
             f"p{round(100 * q)}": int(value)

@@ -12,6 +12,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.tree import DecisionTreeClassifier
 
 from prefilter_common.articles import UNKNOWN, Article
+from prefilter_common.language import languages
 from prefilter_common.splits.audit.probes import PROBE_CHARACTERS, Labelled
 from prefilter_common.splits.cleaning import published
 from prefilter_common.statistics.metrics import threshold_metrics
@@ -56,7 +57,7 @@ def shortcuts(data: Labelled) -> list[ShortcutRow]:
     dates = np.array([[day.toordinal() if day else np.nan] for day in days], float)
     rules = {
         "source": by_value([a.source or UNKNOWN for a in data.articles], data.labels),
-        "language": by_value([a.language or UNKNOWN for a in data.articles], data.labels),
+        "language": by_value(languages(data.articles), data.labels),
         "length": by_number(lengths, data.labels),
         "date": by_number(dates, data.labels),
     }
