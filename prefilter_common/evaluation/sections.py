@@ -17,12 +17,7 @@ from prefilter_common.evaluation.slices import (
     worst_slice,
 )
 from prefilter_common.statistics.calibration import CalibrationSummary, calibration_summary
-from prefilter_common.statistics.metrics import (
-    ClassificationMetrics,
-    ThresholdMetrics,
-    metrics_with_intervals,
-    threshold_metrics,
-)
+from prefilter_common.statistics.metrics import ThresholdMetrics, ranking_metrics, threshold_metrics
 from prefilter_common.statistics.operating_points import DEFAULT, SWEEP, curve, judge_points
 
 MAX_ERRORS = 12
@@ -40,10 +35,16 @@ class QualityIntervals(TypedDict):
     pr_auc: list[float] | None
 
 
-class Quality(ClassificationMetrics):
+class Quality(TypedDict):
     """Metrics of all test articles at the default threshold, and the areas under the curves."""
 
-    pr_auc: float | None
+    accuracy: float
+    f1: float
+    precision: float
+    recall: float
+    roc_auc: float
+    confusion_matrix: list[list[int]]
+    pr_auc: float
     intervals: QualityIntervals
 
 
@@ -111,16 +112,24 @@ class Scored:
 
 def quality(labels: np.ndarray, scores: np.ndarray, threshold: float, seed: int) -> Quality:
     """Of (n,) labels and scores, with intervals. ``seed`` is the bootstrap's."""
-    found = metrics_with_intervals(labels, scores, threshold, seed)
+    (at,), areas = threshold_metrics(labels, scores, [threshold]), ranking_metrics(labels, scores, seed)
+    of_one, of_areas = at["intervals"], areas["intervals"]
     return {
-        "accuracy": found["accuracy"],
-        "f1": found["f1"],
-        "precision": found["precision"],
-        "recall": found["recall"],
-        "roc_auc": found["roc_auc"],
-        "confusion_matrix": found["confusion_matrix"],
-        "pr_auc": found["pr_auc"],
-        "intervals": found["intervals"],
+        "accuracy": at["accuracy"],
+        "f1": at["f1"],
+        "precision": at["precision"],
+        "recall": at["recall"],
+        "roc_auc": areas["roc_auc"],
+        "confusion_matrix": at["confusion_matrix"],
+        "pr_auc": areas["pr_auc"],
+        "intervals": {
+            "f1": of_one["f1"],
+            "precision": of_one["precision"],
+            "recall": of_one["recall"],
+            "accuracy": of_one["accuracy"],
+            "roc_auc": of_areas["roc_auc"],
+            "pr_auc": of_areas["pr_auc"],
+        },
     }
 
 

@@ -5,17 +5,11 @@ are in ``areas``. All intervals are 95 % and two-sided.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 from scipy.stats import norm
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    confusion_matrix,
-    precision_recall_fscore_support,
-    roc_auc_score,
-)
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from prefilter_common.articles import COMMERCE, JOURNALISM
 from prefilter_common.statistics.areas import pr_auc_interval, roc_auc_interval
@@ -41,46 +35,12 @@ class ThresholdMetrics(MetricsRow):
     threshold: float
 
 
-class ClassificationMetrics(TypedDict):
-    """The metrics without intervals; ``roc_auc`` is None where only one label occurs."""
-
-    accuracy: float
-    f1: float
-    precision: float
-    recall: float
-    roc_auc: float | None
-    confusion_matrix: list[list[int]]
-
-
 class RankingMetrics(TypedDict):
     """The areas under the curves."""
 
     roc_auc: float
     pr_auc: float
     intervals: dict[str, list[float] | None]
-
-
-def classification_metrics(labels: np.ndarray, scores: np.ndarray, threshold: float = 0.5) -> ClassificationMetrics:
-    """Accuracy, F1, precision and recall of commerce, ROC-AUC, and the confusion matrix.
-
-    Args:
-        labels: (n,) 0 or 1.
-        scores: (n,) P(commerce); an article is flagged at ``threshold`` or above.
-
-    Returns:
-        Fractions in [0, 1]; ``confusion_matrix`` has rows true, columns predicted, journalism first.
-    """
-    decisions = scores >= threshold
-    precision, recall, f1, _ = precision_recall_fscore_support(labels, decisions, average="binary", zero_division=0)
-    both = len(np.unique(labels)) == 2
-    return {
-        "accuracy": float(accuracy_score(labels, decisions)),
-        "f1": float(f1),
-        "precision": float(precision),
-        "recall": float(recall),
-        "roc_auc": float(roc_auc_score(labels, scores)) if both else None,
-        "confusion_matrix": confusion_matrix(labels, decisions, labels=[JOURNALISM, COMMERCE]).tolist(),
-    }
 
 
 def wilson(successes: np.ndarray | float, n: np.ndarray | float, confidence: float = CONFIDENCE) -> Interval:
@@ -128,7 +88,15 @@ def count_intervals(tp: np.ndarray, fp: np.ndarray, fn: np.ndarray, tn: np.ndarr
 
 
 def threshold_metrics(labels: np.ndarray, scores: np.ndarray, thresholds: Sequence[float]) -> list[ThresholdMetrics]:
-    """F1, precision, recall and accuracy with their intervals at each threshold, as plain JSON values."""
+    """F1, precision, recall and accuracy of commerce with their intervals, and the confusion matrix, at each threshold.
+
+    Args:
+        labels: (n,) 0 or 1.
+        scores: (n,) P(commerce); an article is flagged at a threshold or above.
+
+    Returns:
+        Plain JSON values; ``confusion_matrix`` has rows true, columns predicted, journalism first.
+    """
     tp, fp, fn, tn = counts_at(labels, scores, np.asarray(thresholds, float))
     ratios = {
         "f1": (2 * tp, 2 * tp + fp + fn),
@@ -165,17 +133,6 @@ def ranking_metrics(labels: np.ndarray, scores: np.ndarray, seed: int) -> Rankin
         intervals["roc_auc"] = as_interval(*roc_auc_interval(labels, scores, CONFIDENCE))
         intervals["pr_auc"] = as_interval(*pr_auc_interval(labels, scores, pr_auc, seed, CONFIDENCE))
     return {"roc_auc": roc_auc, "pr_auc": pr_auc, "intervals": intervals}
-
-
-def metrics_with_intervals(labels: np.ndarray, scores: np.ndarray, threshold: float, seed: int) -> dict[str, Any]:
-    """``classification_metrics``, PR-AUC, and ``intervals`` of everything. ``seed`` is the bootstrap's."""
-    ranking = ranking_metrics(labels, scores, seed)
-    (at_threshold,) = threshold_metrics(labels, scores, [threshold])
-    return {
-        **classification_metrics(labels, scores, threshold),
-        "pr_auc": ranking["pr_auc"],
-        "intervals": {**at_threshold["intervals"], **ranking["intervals"]},
-    }
 
 
 def as_interval(low: float | np.ndarray, high: float | np.ndarray) -> list[float]:

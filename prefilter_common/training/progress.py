@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import EvalPrediction, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prefilter_common.statistics.metrics import classification_metrics
+from prefilter_common.statistics.metrics import threshold_metrics
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def epoch_figures(prediction: EvalPrediction) -> dict[str, float]:
     # The trainer's own loss counts twice the articles that pad the last batch of several processes.
     log_loss = np.logaddexp(logits[:, 0], logits[:, 1]) - logits[np.arange(len(logits)), prediction.label_ids]
     # Commerce where its logit is the larger: a probability of 0.5 or more.
-    metrics = classification_metrics(prediction.label_ids, logits[:, 1] - logits[:, 0], threshold=0.0)
+    (metrics,) = threshold_metrics(prediction.label_ids, logits[:, 1] - logits[:, 0], [0.0])
     return {
         "log_loss": float(log_loss.mean()),
         "accuracy": metrics["accuracy"],

@@ -189,10 +189,10 @@ def validate(checkpoint: "Checkpoint", val: Sequence[Article], batch_size: int) 
     """The ``eval_*`` figures of a model in memory, at a threshold of 0.5."""
     from sklearn.metrics import log_loss
 
-    from prefilter_common.statistics.metrics import classification_metrics
+    from prefilter_common.statistics.metrics import threshold_metrics
 
     labels, scores = labels_of(val), uncalibrated_scores(checkpoint, val, batch_size)
-    metrics = classification_metrics(labels, scores, threshold=0.5)
+    (metrics,) = threshold_metrics(labels, scores, [0.5])
     return {
         "eval_loss": float(log_loss(labels, scores, labels=[0, 1])),
         "eval_accuracy": metrics["accuracy"],
