@@ -7,7 +7,7 @@ def model(precision, recall, cpu_ms=None, low=0.0, point="default"):
     f1 = 2 * precision * recall / (precision + recall)
     quality = {"f1": f1, "precision": precision, "recall": recall}
     metrics = {**quality, "intervals": {key: [value - low, value] for key, value in quality.items()}}
-    return {"operating_points": {point: metrics}, "cpu_ms": cpu_ms, "beats_floor": True}
+    return {"operating_points": {point: metrics}, "cpu_ms": cpu_ms, "timed_on": "x", "beats_floor": True}
 
 
 def test_of_several_that_meet_the_targets_the_fastest():
@@ -60,6 +60,16 @@ def traffic(differ, part="language and length el, short", uncovered=(), share=0.
 
 SLOW_AND_FAST = {"a": model(0.97, 0.97, 40), "b": model(0.97, 0.97, 10)}
 QUEUES = {name: f"results/review_queue_{name}.jsonl" for name in "ab"}
+
+
+def test_speed_decides_nothing_between_latencies_of_other_articles_or_machines():
+    fast, slow = model(0.96, 0.95, 5), model(0.97, 0.95, 9)
+    assert choose({"a": fast, "b": slow})["selected"] == "a"
+    choice = choose({"a": {**fast, "timed_on": "articles of 125 characters"}, "b": slow})
+    assert choice["selected"] == "b" and "fastest" not in choice["reason"]
+    assert any("a: articles of 125 characters; b: x" in caution for caution in choice["cautions"])
+    tied = {"a": {**slow, "cpu_ms": 30, "timed_on": None}, "b": slow}
+    assert choose(tied)["selected"] == "a"  # the first of two that nothing tells apart
 
 
 def test_models_that_differ_on_the_traffic_are_never_decided_by_speed():

@@ -150,7 +150,8 @@ def test_a_latency_measured_later_reaches_the_choice_and_the_page(disaster, monk
     monkeypatch.setattr("prefilter_common.evaluation.results.write_page", lambda path, found: path.write_text("page"))
     results["models"]["old"]["cpu_benchmark_ms"] = None
     write_results(output, results)
-    assert refresh_latency(output, "old", 33.0) and not refresh_latency(output, "unknown", 1.0)
+    assert refresh_latency(output, "old", 33.0, "x") and not refresh_latency(output, "unknown", 1.0, "x")
     again = json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))
     assert again["_choice"]["models"]["old"]["cpu_ms"] == 33.0
-    assert not refresh_latency(output / "nowhere", "old", 1.0)
+    assert again["old"]["cpu_benchmark_on"] == "x"
+    assert not refresh_latency(output / "nowhere", "old", 1.0, "x")

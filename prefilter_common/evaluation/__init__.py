@@ -31,7 +31,8 @@ set, unless more than 2 % of it are training articles.
       .operating_points  by name: threshold, metrics and intervals on test
       .sweep          thresholds 0.50 to 0.99; pr_curve: [threshold, precision, recall]
       .floor          F1 above the baseline's, beats, beyond_chance
-      .cpu_benchmark_ms  from the benchmark; null where it has not run, or not since evaluation removed the stages
+      .cpu_benchmark_ms, .cpu_benchmark_on  from the benchmark, and of what articles and on what; null where it has not
+                      run, or not since evaluation removed the stages
       .error          instead of all this: why the model could not be evaluated
     _baseline         TF-IDF with logistic regression on the same training articles
     _comparison       best, and every other against it: F1 difference, McNemar, p_adjusted, articles_needed, verdict

@@ -48,7 +48,7 @@ def compare_models(
     floors = {
         name: baseline and against_floor(labels, decided, baseline[1], seed) for name, decided in decisions.items()
     }
-    integrity = integrity_section(data.train, data.test, models, data.val or data.beside)
+    integrity = integrity_section(data.train, data.test, models, data.beside)
     audited = {name: model.audited for name, model in models.items() if model.audited is not None}
     thresholds = {name: model.threshold for name, model in models.items()}
     labelled, of_traffic, doubts = usable_audit(data.audit, data.train, data.traffic)
@@ -161,6 +161,7 @@ def choice_of(results: Sections) -> Choice:
             name: {
                 "operating_points": row["operating_points"],
                 "cpu_ms": row["cpu_benchmark_ms"],
+                "timed_on": row.get("cpu_benchmark_on"),
                 "beats_floor": row["floor"] and row["floor"]["beats"],
             }
             for name, row in rows.items()
@@ -172,7 +173,7 @@ def choice_of(results: Sections) -> Choice:
     )
 
 
-def refresh_latency(output: Path, model: str, cpu_ms: float) -> bool:
+def refresh_latency(output: Path, model: str, cpu_ms: float, timed_on: str | None) -> bool:
     """Add a latency measured after the evaluation to its results, and write its choice and page again.
 
     Returns whether ``output`` has results of this model. Results of an earlier version are left alone.
@@ -183,7 +184,7 @@ def refresh_latency(output: Path, model: str, cpu_ms: float) -> bool:
         found[model]["f1"], found["_worst_errors"], (found["_audit"] or {"of_traffic": False})["of_traffic"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    found[model]["cpu_benchmark_ms"] = cpu_ms
+    found[model] |= {"cpu_benchmark_ms": cpu_ms, "cpu_benchmark_on": timed_on}
     found["models"] = {name: found.pop(name) for name in list(found) if not name.startswith("_")}
     results: Results = found
     results["_choice"] = choice_of(results)

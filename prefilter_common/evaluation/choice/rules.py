@@ -22,11 +22,12 @@ MEASURES: tuple[Measure, ...] = ("f1", "precision", "recall")
 
 
 class Figures(TypedDict):
-    """What the rules need of a model: its metrics by operating point, mean milliseconds per article on the CPU, and
-    whether it beats the floor; None where that was not measured."""
+    """What the rules need of a model: its metrics by operating point, mean milliseconds per article on the CPU and of
+    what they were measured, and whether it beats the floor; None where that was not measured."""
 
     operating_points: Mapping[str, ThresholdMetrics]
     cpu_ms: float | None
+    timed_on: str | None
     beats_floor: bool | None
 
 
@@ -61,12 +62,11 @@ def choose(
     """Apply the rules to models at their default operating point.
 
     The other points are ignored: picking among them by their test figures would be tuning on the test set. Figures of
-    an audit go before those of the test set. Several meet the targets: the fastest, unless they differ on the traffic.
-    Otherwise, of those that meet the targets or, if none does, the minimum, the one with the highest precision, since
-    blocking journalism is worse than letting commerce through; of equally precise ones that with the highest F1, and
-    speed decides only between models that do not differ on the traffic. None does: the reason says so. A latency that
-    was not measured counts as met, and the reason says so too; speed decides only between models of which it was
-    measured. Nothing is selected while ``objections`` stand against the favourite.
+    an audit go before those of the test set. Several meet the targets: the fastest. Otherwise, of those that meet the
+    targets or, if none does, the minimum, the one with the highest precision, since blocking journalism is worse than
+    letting commerce through; of equally precise ones that with the highest F1. Speed decides only between models that
+    do not differ on the traffic and were timed alike. A latency that was not measured counts as met. Nothing is
+    selected while ``objections`` stand against the favourite.
 
     Args:
         models: by name.
@@ -80,8 +80,7 @@ def choose(
     """
     assessed = {name: _assess(model, audit["models"].get(name) if audit else None) for name, model in models.items()}
     candidates: list[Candidate] = [{"model": name, **row} for name, row in assessed.items()]
-    criteria: dict[str, dict[str, float]]
-    criteria = {key: {"minimum": low, "target": high} for key, (low, high) in CRITERIA.items()}
+    criteria = {key: {"minimum": float(low), "target": float(high)} for key, (low, high) in CRITERIA.items()}
     passing = [c for c in candidates if c["tier"] != "none"]
     shown = [_beaten(pair) for pair in (audit["pairs"] if audit else ()) if pair["better"]]
     worse = {loser for winner, loser in shown if assessed[winner]["tier"] != "none"}
@@ -93,8 +92,9 @@ def choose(
             "models": assessed,
         }  # fmt: skip
     rivals = [c for c in passing if c["tier"] == "target"] or passing
-    apart = bool(differing(traffic, {c["model"] for c in rivals}))
-    best, by_speed = _favourite(rivals, apart)
+    timed_on = {c["model"]: models[c["model"]]["timed_on"] for c in rivals if c["cpu_ms"] is not None}
+    unlike = timed_on if len(set(timed_on.values())) > 1 else {}
+    best, by_speed = _favourite(rivals, bool(unlike or differing(traffic, {c["model"] for c in rivals})))
     objections = objections_to(best["model"], set(models), assessed, comparison, traffic, audit, queues or {})
     better_than = [c["model"] for c in candidates if (best["model"], c["model"]) in shown and c["tier"] != "none"]
     unfit = [c for c in candidates if (c["model"], best["model"]) in shown and c["tier"] == "none"]
@@ -107,7 +107,7 @@ def choose(
         "shown": all(state == "shown" for state in best["states"].values()),
         "reason": f"None yet. On the figures alone: {reason}" if objections else reason,
         "objections": objections,
-        "cautions": _cautions(best, rivals, [] if objections else unfit, models[best["model"]], traffic),
+        "cautions": _cautions(best, rivals, [] if objections else unfit, models[best["model"]], traffic, unlike),
         "criteria": criteria,
         "models": assessed,
     }
@@ -122,7 +122,8 @@ def _beaten(pair: PairAudit) -> tuple[str, str]:
 def _favourite(rivals: Sequence[Candidate], apart: bool) -> tuple[Candidate, bool]:
     """The best of models that meet as much, and whether speed decided.
 
-    Speed says nothing of models that differ on the traffic, not even between equally good ones.
+    Speed says nothing of models that are ``apart``, not even between equally good ones: they differ on the traffic, or
+    were not timed alike.
     """
     by_speed = rivals[0]["tier"] == "target" and not apart and all(c["cpu_ms"] is not None for c in rivals)
     if by_speed:
@@ -206,7 +207,7 @@ def _none_reason(candidates: list[Candidate]) -> str:
 
 def _cautions(
     best: Candidate, rivals: Sequence[Candidate], unfit: Sequence[Candidate], model: Figures,
-    traffic: TrafficSection | None,
+    traffic: TrafficSection | None, unlike: Mapping[str, str | None],
 ) -> list[str]:  # fmt: skip
     cautions = [
         f"by the labelled articles {c['model']} is right more often, though it misses the minimum for {_missing(c)}"
@@ -229,6 +230,9 @@ def _cautions(
             f"CPU latency was not measured ({unmeasured}): run python benchmark_inference.py on the machine that will "
             "serve"
         )
+    if unlike:
+        how = "; ".join(f"{name}: {on or 'unknown'}" for name, on in unlike.items())
+        cautions.append(f"CPU latencies cannot be compared, and decided nothing ({how}): benchmark each model alike")
     if model["beats_floor"] is False:
         cautions.append("it does not beat TF-IDF with logistic regression, which is far cheaper")
     return cautions
