@@ -97,7 +97,7 @@ def commit() -> str | None:
 def file_fingerprint(path: Path) -> FileFingerprint:
     """Name, sha256 and number of non-blank lines (``rows``) of a file, read in constant memory."""
     digest, rows = hashlib.sha256(), 0
-    with Path(path).open("rb") as lines:
+    with path.open("rb") as lines:
         for line in lines:
             digest.update(line)
             rows += bool(line.strip())

@@ -12,7 +12,7 @@ from prefilter_common.articles import load_articles
 from prefilter_common.cli import exit_code
 from prefilter_common.errors import InputError
 from prefilter_common.models.bundle import deployed, main, pack, unpack
-from prefilter_common.models.directory import fingerprints, sha256_of
+from prefilter_common.models.directory import CONTRACT_FILE, fingerprints, sha256_of
 from prefilter_common.scoring import Scorer
 
 CONTRACT = {"input_format": "[TITLE] {title} [CONTENT] {content}", "max_length": 64}
@@ -202,7 +202,7 @@ def test_what_is_wrong_with_the_paths_is_one_line(model, tmp_path, capsys):
     cases = {
         (str(model), str(archive)): "already exists; move it away, or name another output",
         (str(model), str(model / "x.tar")): "is inside the model directory; name a place outside",
-        (str(tmp_path), str(tmp_path / "x.tar")): "contains no prefilter.json, so no model directory",
+        (str(tmp_path), str(tmp_path / "x.tar")): "is not a model directory; check the path",
         ("--unpack", str(archive), str(tmp_path / "m")): "not a bundle, or damaged",
         ("--unpack", str(model), str(tmp_path / "m")): "no such file; check the path",
         ("--unpack", str(tmp_path / "none.tar"), str(tmp_path / "m")): "no such file; check the path",
@@ -242,4 +242,10 @@ def test_an_unpacked_model_scores_as_before(trained, data_dir, tmp_path):
     pack(trained / "tiny", tmp_path / "tiny.tar")
     unpack(tmp_path / "tiny.tar", tmp_path / "tiny")
     both = (Scorer.load(path, engine="pytorch-fp32").score(articles) for path in (trained / "tiny", tmp_path / "tiny"))
+    np.testing.assert_array_equal(*both)
+    earlier = shutil.copytree(tmp_path / "tiny", tmp_path / "earlier")  # as the earlier scripts left a model
+    (earlier / CONTRACT_FILE).unlink()
+    pack(earlier, tmp_path / "earlier.tar")
+    assert unpack(tmp_path / "earlier.tar", tmp_path / "back").keys() >= {"config.json", "model.safetensors"}
+    both = (Scorer.load(path, engine="pytorch-fp32").score(articles) for path in (earlier, tmp_path / "back"))
     np.testing.assert_array_equal(*both)

@@ -15,13 +15,14 @@ import train_encoder
 from prefilter_common.articles import Article, capped, load_articles
 from prefilter_common.benchmark.stages.cascade import choose_cascade
 from prefilter_common.errors import InputError
+from prefilter_common.evaluation.run import Data, Options, evaluate
 from prefilter_common.models import bundle
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 from prefilter_common.models.contract import Stage
 from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.engines.conversion import convert
-from prefilter_common.scoring.engines.interface import EngineName
+from prefilter_common.scoring.engines.interface import REFERENCE, EngineName
 from prefilter_common.scoring.rows import Run
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.tokenization import ArticleTokenizer
@@ -207,6 +208,23 @@ def test_the_scoring_command_takes_a_full_model(english, tmp_path, capsys):
     assert call(streaming, [*shadowed, "--full", full]) == 0
     row = json.loads((tmp_path / "both.jsonl").read_text())
     assert row["shadow_score"] == row["score"] > 0 and not (tmp_path / "differ.jsonl").read_text()
+    assert "unread" not in row and json.loads(capsys.readouterr().out.splitlines()[-1])["unread"] == 0
+
+
+def test_what_no_model_reads_is_said(english, tmp_path, capsys, caplog):
+    known = {"title": "New offers today", "content": "half price"}
+    source = write_jsonl(tmp_path / "in.jsonl", [known, {"title": GREEK.title, "content": GREEK.content}])
+    assert call(streaming, [english, source, tmp_path / "out.jsonl"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["unread" in row for row in rows] == [False, True] and rows[1]["score"] == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["unread"] == 1
+    assert "1 of 2 articles are in characters that it does not know; they are let through" in printed.err
+    labelled = [Article("New offers today", "half price", 1), Article("News of today", "half", 0)]
+    options = Options(tmp_path, REFERENCE, 8, 1, 0.95, None, 0)
+    evaluate(english, Data(labelled, None, None, load_articles(source)), options)
+    assert "1 of 2 traffic articles are in characters it does not know" in caplog.text
+    assert "test articles are in characters" not in caplog.text
 
 
 def test_a_script_that_is_only_quoted_is_not_kept(checkpoint):

@@ -2,10 +2,10 @@
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NotRequired, TypedDict, final
+from typing import Any, NotRequired, TypedDict, final
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from prefilter_common.evaluation.baseline import FloorComparison
 from prefilter_common.evaluation.sections import QualityRow, Scored
 from prefilter_common.evaluation.traffic.answers import Audit
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_validation
+from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_recommendation, read_validation
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
 from prefilter_common.scoring.engines.interface import Engine, EngineName
 from prefilter_common.scoring.latency import time_single_articles
@@ -68,7 +68,8 @@ class Options:
 class ModelRow(QualityRow):
     """What running one model showed: quality, and milliseconds for one article at a time, of ``latency_articles``.
 
-    ``cpu_benchmark_ms`` is the benchmark's, None where it has not run or its stages are gone; ``floor`` is added once
+    ``cpu_benchmark_ms`` is the benchmark's, None where it has not run or its stages are gone, and ``cpu_benchmark_on``
+    says of what articles and on what it was measured; ``floor`` is added once
     the models are compared, None without a baseline.
     """
 
@@ -77,6 +78,7 @@ class ModelRow(QualityRow):
     p95_inference_ms: float
     latency_articles: int
     cpu_benchmark_ms: float | None
+    cpu_benchmark_on: str | None
     n_articles: int
     engine: str
     device: str
@@ -150,6 +152,7 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
             "p95_inference_ms": latency["p95_ms"],
             "latency_articles": len(forward),
             "cpu_benchmark_ms": cpu_benchmark_ms(directory, stored.with_thresholds(model.thresholds)),
+            "cpu_benchmark_on": measured_on(read_recommendation(directory) or {}),
             "n_articles": len(data.test),
             "engine": str(scorer.engine.name),
             "device": str(getattr(scorer.engine, "device", "cpu")),
@@ -161,10 +164,23 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
     return model, row
 
 
+def measured_on(record: Mapping[str, Any]) -> str | None:
+    """Of what articles, and on what, a benchmark measured its latency; None in the record of an earlier version."""
+    try:
+        length, threads, cpu = record["median_characters"], record["threads"], record["run"]["hardware"]["cpu"]
+        return f"articles of {length:,} characters, {threads} threads, {cpu}"
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _scores(scorer: Scorer, articles: Sequence[Article], role: str, options: Options) -> np.ndarray:
     scores = score_together(scorer, articles, options.batch_size)
     if bad := int((~np.isfinite(scores)).sum()):
         raise InputError(f"{bad} {role} articles have scores that are not numbers")
+    if unread := int(scorer.unread(articles).sum()):
+        log.warning(
+            f"{scorer.name}: {unread} of {len(articles)} {role} articles are in characters that it does not know"
+        )
     return scores
 
 
@@ -205,14 +221,14 @@ def score_together(scorer: Scorer, articles: Sequence[Article], batch_size: int)
     are the scores, bit for bit: each process scores the others' articles 0, and the results are added.
     """
     if process_count() == 1:
-        return scorer.reading().score(articles, batch_size)
+        return scorer.score(articles, batch_size)
     import torch
     from accelerate import PartialState
     from accelerate.utils import reduce
 
     state = PartialState(cpu=not torch.cuda.is_available())
     share = _EveryNth(scorer.engine, state.process_index, state.num_processes)
-    own = Scorer(share, scorer.tokenizer, scorer.reading().contract).score(articles, batch_size)
+    own = Scorer(share, scorer.tokenizer, scorer.contract).score(articles, batch_size)
     return reduce(torch.from_numpy(own).to(state.device), "sum").cpu().numpy()
 
 

@@ -26,12 +26,14 @@ from prefilter_common.models.directory import (
     CARD_FILE,
     CONTRACT_FILE,
     EARLY_EXITS_FILE,
+    ENGINE_FILE,
     FIRST_STAGE_FILE,
     METRICS_FILE,
     RECOMMENDATION_FILE,
     RUN_FILE,
     VALIDATION_FILE,
     is_current,
+    is_model,
     read_contract,
     read_recommendation,
     require_model_output,
@@ -76,8 +78,9 @@ def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
 
     Raises InputError where ``directory`` is no model of this project or no whole one, or the archive exists.
     """
-    if not directory.is_dir() or read_contract(directory) is None:
-        raise InputError(f"{directory}: contains no {CONTRACT_FILE}, so no model directory; name one that does")
+    if not is_model(directory):
+        raise InputError(f"{directory}: is not a model directory; check the path")
+    read_contract(directory)
     if archive.exists():
         raise InputError(f"{archive}: already exists; move it away, or name another output")
     if resolved(archive).is_relative_to(resolved(directory)):
@@ -170,7 +173,8 @@ def _read_listing(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> d
             raise ValueError(name)
         if type(record["bytes"]) is not int or not isinstance(record["sha256"], str):
             raise ValueError(record)
-    if CONTRACT_FILE not in files:
+    # A model of the earlier scripts has no contract.
+    if not any(name.endswith((CONTRACT_FILE, "config.json", ENGINE_FILE)) for name in files):
         raise ValueError(CONTRACT_FILE)
     return files
 

@@ -30,7 +30,7 @@ from prefilter_common.models.checks import (
     check_vocabulary,
 )
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import read_contract, read_record, sha256_of, write_contract
+from prefilter_common.models.directory import ENGINE_FILE, read_contract, read_record, sha256_of, write_contract
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 TOKENIZER_FILE = "tokenizer.json"
@@ -59,7 +59,7 @@ def load_base_model(name: str, max_length: int, seed: int) -> Checkpoint:
     """
     source = locate_base(name)
     torch.manual_seed(seed)
-    with named_errors(str(source) if Path(source).is_dir() else name):
+    with named_errors(source):
         # Switches of what the base was trained for: another loss, or more outputs.
         switches = {"problem_type": None, "output_hidden_states": False, "output_attentions": False}
         config = AutoConfig.from_pretrained(source, trust_remote_code=False, **switches, **_labels(2))
@@ -80,9 +80,9 @@ def load_base_model(name: str, max_length: int, seed: int) -> Checkpoint:
     return Checkpoint(model, tokenizer, contract)
 
 
-def _revision(source: str | Path) -> str | None:
+def _revision(source: str) -> str | None:
     """The hub's commit of what was just loaded from it; None for a directory."""
-    cached = None if Path(source).is_dir() else try_to_load_from_cache(str(source), "config.json")
+    cached = None if Path(source).is_dir() else try_to_load_from_cache(source, "config.json")
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
@@ -90,7 +90,7 @@ def _what_instead(directory: Path) -> str:
     """What a directory without a checkpoint is."""
     if not directory.is_dir():
         return "no such model directory; check the path"
-    if engines := sorted(record.parent.name for record in directory.glob("*/engine.json")):
+    if engines := sorted(record.parent.name for record in directory.glob(f"*/{ENGINE_FILE}")):
         return f"contains no checkpoint, only {', '.join(engines)}; name that engine, or copy the whole model directory"
     return "no config.json or adapter_config.json, so not a model; train one there or remove it"
 
@@ -106,7 +106,6 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             scores: weights that are missing, left over, of another shape or not finite, labels that are not ours, a
             tokenizer other than its own.
     """
-    directory = Path(directory)
     contract = read_contract(directory)
     if not any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
         raise InputError(f"{directory}: {_what_instead(directory)}")

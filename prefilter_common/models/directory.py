@@ -94,11 +94,11 @@ def require_model_output(output: Path, overwrite: bool, inputs: Iterable[Path]) 
     for path in (*inputs, Path.cwd()):
         if path.exists() and path.resolve().is_relative_to(real):
             raise InputError(f"{output}: contains {path}, which would be lost; name another output")
-    if output.exists() and any(output.iterdir()) and not _is_model(output):
+    if output.exists() and any(output.iterdir()) and not is_model(output):
         raise InputError(f"{output}: is not a model directory, so --overwrite does not replace it; name another output")
 
 
-def _is_model(directory: Path) -> bool:
+def is_model(directory: Path) -> bool:
     """Whether training wrote it: ours has a contract; earlier scripts left an adapter or an encoder that classifies."""
     if any((directory / file).is_file() for file in (CONTRACT_FILE, "lora_config.json", "adapter_config.json")):
         return True

@@ -18,11 +18,9 @@ def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
         rows: the score row of each, in the same order.
         parts: ``passed``, ``blocked`` or ``differ`` -> the file to write.
     """
-    if not parts:
-        return
     with ExitStack() as stack:
         out = {
-            part: stack.enter_context(path.open("w", encoding="utf-8", errors="replace"))
+            part: stack.enter_context(path.open("w", encoding="utf-8", errors="replace", newline="\n"))
             for part, path in parts.items()
         }
         scored: Iterator[ScoreRow] = _records(rows)

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, NotRequired, TypedDict
 
+import numpy as np
+
 from prefilter_common.articles import Article, read_articles
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, write_json
@@ -73,6 +75,7 @@ class ScoreRow(TypedDict):
     is_commerce: bool
     language: str | None
     characters: int
+    unread: NotRequired[bool]  # only where true: no model reads it, so that it scores 0
     shadow_score: NotRequired[float]
     shadow_is_commerce: NotRequired[bool]
 
@@ -82,6 +85,7 @@ class Summary(TypedDict):
 
     articles: int
     commerce: int
+    unread: int
     seconds: float
     articles_per_second: float
     engine: str
@@ -149,6 +153,7 @@ def write_rows(run: Run, folder: Path, total: int) -> Summary:
     summary: Summary = {
         "articles": total,
         "commerce": counts["commerce"],
+        "unread": counts["unread"],
         "seconds": round(seconds, 1),
         "articles_per_second": round((total - kept) / seconds, 1),
         "engine": str(run.scorers[0].engine.name),
@@ -157,6 +162,11 @@ def write_rows(run: Run, folder: Path, total: int) -> Summary:
     }
     if len(run.scorers) > 1:
         summary["differ"] = counts["differ"]
+    if counts["unread"]:
+        log.warning(
+            f"{run.scorers[0].name}: {counts['unread']} of {total} articles are in characters that it does not know; "
+            "they are let through, or pass --full"
+        )
     return summary
 
 
@@ -174,6 +184,8 @@ def score_rows(run: Run, articles: Sequence[Article]) -> list[ScoreRow]:
         }
         for article, score, is_commerce in zip(articles, scores, flags, strict=True)
     ]
+    for i in np.flatnonzero(run.scorers[0].unread(articles)).tolist():
+        rows[i]["unread"] = True
     for found in shadow:
         for row, score, is_commerce in zip(rows, *found, strict=True):
             row["shadow_score"], row["shadow_is_commerce"] = round(score, 6), is_commerce
@@ -194,10 +206,11 @@ def chunks(articles: Iterable[Article]) -> Iterator[list[Article]]:
 
 
 def count(counts: Counter[str], rows: Iterable[ScoreRow]) -> None:
-    """Add to the numbers of ``rows``, of those that are ``commerce``, and of those where the shadow's ``differ``."""
+    """Add to the numbers of ``rows``, and of those ``commerce``, ``unread``, or where the shadow's ``differ``."""
     for row in rows:
         decided = row["is_commerce"]
-        counts.update(rows=1, commerce=int(decided), differ=int(row.get("shadow_is_commerce", decided) != decided))
+        counts.update(rows=1, commerce=decided, unread="unread" in row)
+        counts.update(differ=row.get("shadow_is_commerce", decided) != decided)
 
 
 def keep_rows(rows: BinaryIO, articles: Iterator[Article], folder: Path) -> Counter[str]:

@@ -214,6 +214,11 @@ class Scorer:
         scores, decided_by = self.decide(articles, batch_size)
         return scores, scores >= np.where(decided_by > len(self.contract.stages), elsewhere, own)
 
+    def unread(self, articles: Sequence[Article]) -> np.ndarray:
+        """Which articles no model reads, so that they score 0 and are let through: (n,) bool."""
+        bound = self.contract.max_unknown if self.full is None else None
+        return self.tokenizer.unknown(articles, self.contract.max_length, bound)
+
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
         """Whether ``classify`` says so of one article."""
         return bool(self.classify([article], threshold)[1][0])

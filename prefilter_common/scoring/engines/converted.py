@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from prefilter_common.scoring.engines.interface import Engine, EngineName, check_available, has_bf16
+from prefilter_common.scoring.engines.interface import Engine, EngineName, has_bf16
 
 if TYPE_CHECKING:
     import openvino
@@ -23,7 +23,6 @@ LAST_PART, EARLIER_PART = "model", "layers_"
 
 def open_converted(folder: Path, name: EngineName, threads: int | None) -> Engine:
     """The engine ``name`` with the converted model in ``folder``, on ``threads`` threads (None: one per core)."""
-    check_available(name)
     kind = OpenVinoEngine if name.library == "openvino" else OnnxRuntimeEngine
     return kind(folder, name, threads)
 
