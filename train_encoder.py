@@ -14,6 +14,7 @@ Progress goes to stderr; the last line on stdout is one JSON object with the val
 """
 
 import argparse
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -76,8 +77,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--vocabulary-from",
         type=Path,
         metavar="FILE",
-        help="keep only the tokens of these articles and of those trained on, and the single characters of their "
-        "scripts (default: all)",
+        help="keep only the tokens of these articles and of those trained and validated on, and the single "
+        "characters of their scripts (default: all)",
     )
     add_training_arguments(parser, LP_FT)
     args = parser.parse_args(argv)
@@ -86,7 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.set_defaults(**{key: value for key, value in asdict(defaults_of(args)).items() if key in args})
     args = parser.parse_args(argv)  # again: a recipe has defaults of its own, and flags that are given override them
     args.model = args.model or base_of(args.teacher)
-    args.output = args.output or Path("models") / Path(args.model).name
+    args.output = args.output or Path("models") / Path(os.path.abspath(args.model)).name
     return args
 
 

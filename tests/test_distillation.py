@@ -113,6 +113,13 @@ def test_a_teacher_reads_everything_in_full(classifiers, tmp_path, data_dir):
     assert load_teacher([copy], 2, "fp32")(articles) == pytest.approx(expected, abs=1e-6)
 
 
+def test_where_bf16_would_be_emulated_a_teacher_computes_in_fp32(classifiers, data_dir, monkeypatch):
+    monkeypatch.setattr("prefilter_common.scoring.engines.interface.has_bf16", lambda *device: False)
+    articles = load_articles(data_dir / "val.jsonl")
+    found = (load_teacher([classifiers["minilm"]], 8, precision)(articles) for precision in ("bf16", "fp32"))
+    np.testing.assert_array_equal(*found)
+
+
 def test_only_the_teacher_is_heard_of_unlabelled_articles_and_labels_stay_hard(data_dir, tmp_path, classifiers):
     traffic = [{"title": f"Text {i}", "content": "wo " * i, "label": 1, "commerce_score": 9} for i in range(1, 4)]
     unlabelled = write_jsonl(tmp_path / "traffic.jsonl", traffic)

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,6 +61,13 @@ def test_the_saved_weights_are_the_best_epochs(trained, data_dir):
     scores = uncalibrated(Scorer.load(trained / "tiny", device="cpu"), articles)
     likelihood = np.where(labels == 1, scores, 1 - scores)
     assert -np.log(likelihood).mean() == pytest.approx(metrics["eval_loss"], abs=1e-4)
+
+
+def test_a_model_is_named_after_its_base_model(tmp_path, monkeypatch):
+    (tmp_path / "base" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "base")
+    for given in ("org/base", ".", "below/..", str(tmp_path / "base")):
+        assert train_encoder.parse_args(["--model", given]).output == Path("models/base")
 
 
 def test_transformers_pipeline_loads_it_and_agrees(trained, data_dir):

@@ -222,8 +222,10 @@ def test_an_article_of_20_mb_takes_no_memory(tiny_encoder):
 
 def test_auto_precision_on_cuda_is_the_recipes(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert resolve_precision(Recipe()) == "fp16"
-    assert resolve_precision(Recipe(cuda_precision="bf16")) == "bf16"
+    for native, expected in ((True, "bf16"), (False, "fp16")):
+        monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda native=native, **_: native)
+        assert resolve_precision(Recipe()) == "fp16"
+        assert resolve_precision(Recipe(cuda_precision="bf16")) == expected
 
 
 def test_on_a_gpu_no_step_waits_to_be_timed(monkeypatch):

@@ -24,16 +24,16 @@ Inputs = dict[str, torch.Tensor]
 
 
 def resolve_precision(recipe: Recipe) -> str:
-    """fp32, fp16 or bf16. ``auto`` is ``recipe.cuda_precision`` on CUDA, and on a CPU bf16 only where it is native.
+    """fp32, fp16 or bf16. ``auto`` is ``recipe.cuda_precision`` on CUDA, or fp16 on a GPU that lacks it, and on a CPU
+    bf16 only where it is native.
 
     A CPU without bf16 instructions emulates them, 390 times slower than fp32 where that was measured (AVX2). Raises
     InputError for a precision that the device lacks.
     """
     cuda = torch.cuda.is_available()
     if recipe.precision == "auto":
-        if cuda:
-            return recipe.cuda_precision
-        return "bf16" if has_bf16("pytorch", "cpu") else "fp32"
+        wanted, lacking = (recipe.cuda_precision, "fp16") if cuda else ("bf16", "fp32")
+        return lacking if wanted == "bf16" and not has_bf16("pytorch", "cuda" if cuda else "cpu") else wanted
     if recipe.precision == "fp16" and not cuda:
         raise InputError("--precision fp16 needs a CUDA device; pass auto, fp32 or bf16")
     if recipe.precision == "bf16" and cuda and not has_bf16("pytorch", "cuda"):

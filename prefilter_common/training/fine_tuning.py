@@ -21,6 +21,7 @@ from transformers import (
 
 from prefilter_common.articles import format_input, labels_of
 from prefilter_common.errors import InputError
+from prefilter_common.models.base_models import FAMILIES
 from prefilter_common.models.checkpoints import Checkpoint
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
@@ -120,6 +121,8 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
         torch.cuda.is_available()
         and args.world_size == args.gradient_accumulation_steps == 1
         and checkpoint.model.config.model_type in GRAPHED
+        # The classic recipe's batches keep their widths, on which its dropout depends.
+        and (recipe.probe_first or checkpoint.model.config.model_type not in FAMILIES)
     )
     plain = recipe.cost_of_blocking == 1 and data.targets.dtype == int and not data.teacher
     trainer = _LengthGroupedTrainer(

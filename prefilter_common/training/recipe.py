@@ -65,18 +65,13 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     """Add the flags that both training scripts share."""
     data = parser.add_argument_group("data")
     data.add_argument("--data-dir", type=Path, default=Path("splits"), help="folder with train.jsonl and val.jsonl")
-    data.add_argument(
-        "--max-train-samples", type=count, metavar="N", help="train on at most N articles of each file, for a smoke run"
-    )
-    data.add_argument(
-        "--max-val-samples", type=count, metavar="N", help="validate on at most N articles, for a smoke run"
-    )
+    data.add_argument("--max-train-samples", type=count, metavar="N", help="train on at most N articles of each file")
+    data.add_argument("--max-val-samples", type=count, metavar="N", help="validate on at most N articles")
     data.add_argument(
         "--allow-overlap", action="store_true", help="train even where articles of train are also in val or test"
     )
-    recipe = parser.add_argument_group(
-        "recipe", f"Training stops after {PATIENCE} epochs without a better F1 on validation articles."
-    )
+    ends = f"Training ends after {PATIENCE} epochs without a better F1 on validation articles."
+    recipe = parser.add_argument_group("recipe", ends)
 
     def add(flag: str, kind: Callable, text: str) -> None:
         name = flag.removeprefix("--").replace("-", "_")
@@ -90,11 +85,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     add("--warmup-ratio", fraction, "share of the steps during which the learning rate rises")
     add("--weight-decay", fraction, "weight decay of AdamW, per step and relative to the learning rate")
     add("--seed", seed, "random seed of the new head, the order of the articles and dropout")
-    add(
-        "--seeds",
-        whole_number(1, 100),
-        "runs, seeded --seed, --seed + 1 ...; keeps the mean of their weights, or the best one",
-    )
+    add("--seeds", whole_number(1, 100), "runs, from --seed on; keeps the mean of their weights, or the best run")
     recipe.add_argument(
         "--cost-of-blocking",
         type=positive_float,

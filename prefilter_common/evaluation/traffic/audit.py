@@ -121,8 +121,9 @@ def _by_slice(
 def _of(
     audit: Audit, commerce: np.ndarray, flagged: np.ndarray, by_flags: bool, part: Slice | None, seed: int
 ) -> AuditRow:
-    inside = np.ones(len(commerce), bool) if part is None else part.members
-    found: Production = production(audit.sample, audit.kind, commerce, flagged, by_flags, seed, inside)
+    members = None if part is None else part.members
+    found: Production = production(audit.sample, audit.kind, commerce, flagged, by_flags, seed, members)
+    inside = np.ones(len(commerce), bool) if members is None else members
     precision, recall = found["precision"], found["recall"]
     f1 = 2 * precision * recall / (precision + recall) if precision and recall else 0.0
     return {

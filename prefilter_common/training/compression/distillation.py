@@ -28,12 +28,14 @@ def load_teacher(directories: Sequence[Path], batch_size: int, precision: str) -
     """The mean calibrated P(commerce) of the models in ``directories``: n articles in, (n,) float64 out.
 
     They read in full, also what they would leave to another model, and compute in bf16 where training does
-    (``precision``). Raises InputError for a directory that contains no trained model.
+    (``precision``) and the device has it. Raises InputError for a directory that contains no trained model.
     """
     from prefilter_common.scoring import Scorer
+    from prefilter_common.scoring.engines.interface import has_bf16
 
-    engine = "pytorch-bf16" if precision == "bf16" else "pytorch-fp32"
-    scorers = [Scorer.load(directory, own_device(), engine) for directory in directories]
+    device = own_device()
+    engine = "pytorch-bf16" if precision == "bf16" and has_bf16("pytorch", device) else "pytorch-fp32"
+    scorers = [Scorer.load(directory, device, engine) for directory in directories]
     for scorer in scorers:
         scorer.contract = replace(scorer.contract, max_unknown=None)
     return lambda articles: np.mean([scorer.score(articles, batch_size) for scorer in scorers], axis=0)

@@ -145,9 +145,7 @@ class CheckpointSaver(TrainerCallback):
             "files": {path.name: path.stat().st_size for path in newest.iterdir()},
         }
         write_json(newest / RECORD_FILE, record)
-        discard_checkpoints(
-            self.folder, keep={newest: None, self.folder / f"checkpoint-{state.best_global_step}": None}
-        )
+        discard_checkpoints(self.folder, keep=(newest, self.folder / f"checkpoint-{state.best_global_step}"))
 
     @staticmethod
     def _agreed(args: TrainingArguments, *values: float) -> list[int]:
