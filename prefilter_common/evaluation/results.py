@@ -130,6 +130,12 @@ def evaluation_warnings(
     for row in traffic["uncovered"] if traffic else []:
         part = f"{row['traffic_share']:.0%} of the traffic is {row['by']} {row['value']}"
         found.append(f"{part}; the labelled articles {row['lacks']}")
+    for name, model in models.items():
+        found += [
+            f"{name} reads {1 - share:.1%} of the {role} articles; the rest, in characters unknown to it, score 0"
+            for role, share in model.unread.items()
+            if share
+        ]
     bare = [name for name, model in models.items() if model.validation is None and set(model.thresholds) == {DEFAULT}]
     if bare:
         found.append(f"only the default threshold for {', '.join(bare)}: no validation scores, pass --val-data")

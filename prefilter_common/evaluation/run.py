@@ -139,6 +139,11 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
         traffic=traffic,
         audited=audited,
         validation=validation,
+        unread={
+            role: float(scorer.unread(articles).mean())
+            for role, articles in (("test", data.test), ("traffic", data.traffic))
+            if articles
+        },
     )
     row: ModelRow | None = None
     stored = read_contract(directory) or contract  # that of the scorer has no stages
@@ -177,10 +182,6 @@ def _scores(scorer: Scorer, articles: Sequence[Article], role: str, options: Opt
     scores = score_together(scorer, articles, options.batch_size)
     if bad := int((~np.isfinite(scores)).sum()):
         raise InputError(f"{bad} {role} articles have scores that are not numbers")
-    if unread := int(scorer.unread(articles).sum()):
-        log.warning(
-            f"{scorer.name}: {unread} of {len(articles)} {role} articles are in characters that it does not know"
-        )
     return scores
 
 

@@ -1,7 +1,7 @@
 """Scores in, the sections of evaluation_results.json out. No model is loaded here and nothing is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypedDict
 
 import numpy as np
@@ -87,7 +87,8 @@ class Scored:
 
     ``scores`` (n,) of the test articles, ``n_tokens`` (n,) of each before it is cut at ``max_length``, ``traffic``
     (m,) scores of the traffic or None, ``audited`` those of the labelled articles of an audit or None, ``validation``
-    labels and scores of the articles on which thresholds were chosen or None, ``thresholds`` by operating point.
+    labels and scores of the articles on which thresholds were chosen or None, ``thresholds`` by operating point,
+    ``unread`` the share of the test and traffic articles that no model reads, by role.
     """
 
     scores: np.ndarray
@@ -98,6 +99,7 @@ class Scored:
     traffic: np.ndarray | None = None
     audited: np.ndarray | None = None
     validation: tuple[np.ndarray, np.ndarray] | None = None
+    unread: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def threshold(self) -> float:
