@@ -38,7 +38,7 @@ from prefilter_common.cli import (
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.summary import evaluation_summary
-from prefilter_common.evaluation.results import compare_models, write_models, write_results
+from prefilter_common.evaluation.results import PAGE_FILE, RESULTS_FILE, compare_models, write_models, write_results
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
 from prefilter_common.evaluation.traffic.answers import read_audit
 from prefilter_common.evaluation.traffic.labelling import require_unlabelled
@@ -200,7 +200,7 @@ def outputs_of(args: argparse.Namespace, directories: Sequence[Path]) -> list[Pa
     if args.audit:
         per_model.append("audit_{}.jsonl")
     names = [template.format(directory.name) for template in per_model for directory in directories]
-    return [args.output / name for name in ["evaluation_results.json", "report.html", *names]]
+    return [args.output / name for name in [RESULTS_FILE, PAGE_FILE, *names]]
 
 
 def check_production(args: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """What a model directory holds.
 
 In: a directory, a hub name or the packaged encoder. Out: a ``Checkpoint`` in memory, its ``Contract``, and the files
-beside it, each of which is named, read and written in ``directory``. Does not belong here: how a model is trained, run
-or judged.
+beside it, all named in ``directory``. Does not belong here: how a model is trained, run or judged.
 """

@@ -1,4 +1,4 @@
-"""The files that the scripts keep beside a checkpoint: every name, reader and writer in one place.
+"""The files that the scripts keep beside a checkpoint: every name in one place.
 
     prefilter.json                 the input contract
     validation_predictions.jsonl   calibrated scores of the validation articles, to choose thresholds on
