@@ -242,6 +242,12 @@ def refused(capsys, tmp_path_factory):
     return partial(check_refused, capsys, table_path(tmp_path_factory.getbasetemp()))
 
 
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker waits at the end for another's."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def pytest_terminal_summary(terminalreporter, config):
     from malformed import TABLE
 
