@@ -31,6 +31,8 @@ from transformers import (
 from prefilter_common.articles import load_articles
 from prefilter_common.cli import exit_code
 from prefilter_common.models.checkpoints import load_base_model
+from prefilter_common.scoring.engines.conversion import convert
+from prefilter_common.scoring.engines.interface import EngineName
 
 # A shell has its background jobs ignore Ctrl-C, and the tests of Ctrl-C would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -219,6 +221,18 @@ def trained(tmp_path_factory, tiny_encoder, data_dir):
     flags = ["--model", str(tiny_encoder), "--output", str(models_dir / "tiny"), "--data-dir", str(data_dir)]
     assert call(train_encoder, flags + TRAIN_FLAGS) == 0
     return models_dir
+
+
+@pytest.fixture(scope="session")
+def with_onnx(tmp_path_factory, trained):
+    """A copy of ``tiny`` for which ONNX Runtime is recommended: who scores with it need not import torch."""
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package)
+    model = shutil.copytree(trained / "tiny", tmp_path_factory.mktemp("with_onnx") / "tiny")
+    convert(model, EngineName("onnxruntime", "fp32"), None)
+    recommended = {"engine": "onnxruntime-fp32", "max_length": 64, "stages": []}
+    (model / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
+    return model
 
 
 def call(script, argv):
