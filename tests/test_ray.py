@@ -39,28 +39,26 @@ def run_recipe(tmp_path, model, **replaced):
     return {row["id"]: row["score"] for row in rows}
 
 
-def test_the_recipe_gives_the_scorers_scores(tmp_path, trained, data_dir):
+def test_the_recipe_gives_the_scorers_scores(tmp_path, with_onnx, data_dir):
     articles = load_articles(data_dir / "train.jsonl")
     rows = [{"id": a.id, "title": a.title, "content": a.content} for a in articles]
     rows[3]["title"] = None
     rows[5].pop("title")
     expected = [Article(row.get("title") or "", row["content"]) for row in rows]
-    scores = Scorer.load(trained / "tiny").score(expected)
+    scores = Scorer.load(with_onnx).score(expected)
     (tmp_path / "in.jsonl").mkdir()  # files of a folder, so that there is work for both workers
     for part in range(4):
         write_jsonl(tmp_path / "in.jsonl" / f"{part}.jsonl", rows[part::4])
-    found = run_recipe(tmp_path, trained / "tiny")
+    found = run_recipe(tmp_path, with_onnx)
     assert found == pytest.approx({row["id"]: score for row, score in zip(rows, scores, strict=True)}, abs=1e-6)
 
 
-def test_the_recipe_reads_parquet_in_which_no_article_has_a_title(tmp_path, trained, data_dir):
+def test_the_recipe_reads_parquet_in_which_no_article_has_a_title(tmp_path, with_onnx, data_dir):
     articles = load_articles(data_dir / "val.jsonl")
     table = pyarrow.table({
         "id": [a.id for a in articles], "title": [None] * len(articles), "content": [a.content for a in articles],
     })  # fmt: skip
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
-    found = run_recipe(
-        tmp_path, trained / "tiny", **{'read_json("in.jsonl", lines=True)': 'read_parquet("in.parquet")'}
-    )
-    scores = Scorer.load(trained / "tiny").score([Article("", a.content) for a in articles])
+    found = run_recipe(tmp_path, with_onnx, **{'read_json("in.jsonl", lines=True)': 'read_parquet("in.parquet")'})
+    scores = Scorer.load(with_onnx).score([Article("", a.content) for a in articles])
     assert found == pytest.approx({a.id: score for a, score in zip(articles, scores, strict=True)}, abs=1e-6)
