@@ -181,7 +181,7 @@ def test_a_run_killed_after_its_last_row_is_only_renamed(tmp_path, model, source
     assert [row["id"] for row in read_rows(output)] == expected
 
 
-def test_a_killed_process_is_resumed(tmp_path, model, source):
+def test_a_killed_process_is_resumed(tmp_path, with_onnx, source):
     output = tmp_path / "out.jsonl"
     script = (
         "import os, signal; from prefilter_common.scoring import rows, scorer, streaming\n"
@@ -190,14 +190,14 @@ def test_a_killed_process_is_resumed(tmp_path, model, source):
         "    calls.append(1)\n"
         "    return os.kill(os.getpid(), signal.SIGKILL) if len(calls) == 3 else real(self, *args)\n"
         "scorer.Scorer.decide = decide\n"
-        f"streaming.main([{str(model)!r}, {str(source)!r}, {str(output)!r}])"
+        f"streaming.main([{str(with_onnx)!r}, {str(source)!r}, {str(output)!r}])"
     )
     killed = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
     partial = tmp_path / ".out.jsonl.partial"
     assert not output.exists() and names(partial) == ["rows.jsonl", "run.json"]
     assert len(read_rows(partial / "rows.jsonl")) == 20
-    assert call(streaming, [model, source, output]) == 0
+    assert call(streaming, [with_onnx, source, output]) == 0
     assert [row["id"] for row in read_rows(output)] == [article.id for article in load_articles(source)]
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
@@ -396,9 +396,10 @@ def test_a_run_whose_reader_has_gone_can_be_repeated(tmp_path, model, source, mo
     assert names(tmp_path) == ["in.jsonl", "p.jsonl"]
 
 
-def test_it_stands_in_a_pipe(tmp_path, model, source):
+def test_it_stands_in_a_pipe(tmp_path, model, source, monkeypatch):
     expected = tmp_path / "expected.jsonl"
-    assert run_command(model, source, "--passed", expected).returncode == 0
+    monkeypatch.setattr(rows, "CHUNK", 48)  # all in one, as in the other process
+    assert call(streaming, [model, source, "--passed", expected]) == 0
     command = [sys.executable, "-m", "prefilter_common.scoring", str(model), "-", "--passed", "-"]
     with source.open("rb") as articles:
         done = subprocess.run(command, cwd=ROOT, stdin=articles, capture_output=True)
@@ -520,7 +521,7 @@ def test_a_chunk_ends_after_so_many_articles_or_characters(monkeypatch):
     assert not any(article.extra for chunk in chunks for article in chunk)
 
 
-def test_memory_does_not_grow_with_the_file(tmp_path, model):
+def test_memory_does_not_grow_with_the_file(tmp_path, with_onnx):
     """Keeping the articles of the longer file would take some 40 MiB more."""
     peaks = []
     for n in (5_000, 15_000):
@@ -528,7 +529,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path, model):
         with path.open("w", encoding="utf-8") as file:
             # What the model does not read costs no time. Digits differ, so that no two rows share a string.
             file.writelines(f'{{"title": "t", "content": "c {i % 7}", "page": "{i:04000}"}}\n' for i in range(n))
-        done = run_command(model, path, tmp_path / f"{n}.scores.jsonl")
+        done = run_command(with_onnx, path, tmp_path / f"{n}.scores.jsonl")
         assert done.returncode == 0, done.stderr
         summary = json.loads(done.stdout)
         assert summary["articles"] == n
