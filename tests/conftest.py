@@ -53,7 +53,6 @@ def no_collection_of_libraries():
 
     Training, evaluation and ``faults`` ask for one per run.
     """
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
 
