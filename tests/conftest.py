@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -245,6 +247,29 @@ def call(script, argv):
 def write_jsonl(path, records):
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory):
+    """``forks(module, *arguments, processes=1)`` runs the module's ``main`` as a script, without waiting for imports.
+
+    Returns what ``subprocess.run`` does, of all processes together.
+    """
+    if not hasattr(os, "fork"):
+        pytest.skip("each run is a fork")
+    command, env = [sys.executable, str(ROOT / "tests" / "forks.py")], {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, env=env, stdin=pipe, stdout=pipe, text=True) as server:
+
+        def run(module, *arguments, processes=1):
+            folder, arguments = tmp_path_factory.mktemp("printed"), list(map(str, arguments))
+            job = {"module": module, "arguments": arguments, "processes": processes, "folder": str(folder)}
+            print(json.dumps(job), file=server.stdin, flush=True)
+            code = max(json.loads(server.stdout.readline()), key=abs)
+            printed = ((folder / name).read_text(encoding="utf-8") for name in ("out", "err"))
+            return subprocess.CompletedProcess(arguments, code, *printed)
+
+        yield run
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import FILES, ROOT, SPLITS, TRAIN_FLAGS, call
 
+import evaluate_models
 import train_encoder
 from prefilter_common.articles import load_articles
 from prefilter_common.scoring.scorer import Scorer
@@ -39,13 +40,17 @@ def odd_data(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("script", "family"), [("train_encoder.py", "minilm"), ("train_qwen_lora.py", "qwen")])
-def test_torchrun_trains_one_model_whose_metrics_are_the_whole_validation_sets(
-    tmp_path, tiny_models, odd_data, script, family
+@pytest.mark.parametrize("family", ["minilm", "qwen"])
+def test_two_processes_train_one_model_whose_metrics_are_the_whole_validation_sets(
+    request, tmp_path, tiny_models, odd_data, family
 ):
     output = tmp_path / "models" / "m"
     flags = ["--model", tiny_models[family], "--output", output, "--data-dir", odd_data, *TRAIN_FLAGS]
-    done = launch(TORCHRUN, script, *flags, "--batch-size", "4")
+    flags += ["--batch-size", "4"]
+    if family == "minilm":
+        done = launch(TORCHRUN, "train_encoder.py", *flags)
+    else:
+        done = request.getfixturevalue("forks")("train_qwen_lora", *flags, processes=2)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in output.parent.iterdir()] == ["m"]
     assert family == "qwen" or {path.name for path in output.iterdir()} == FILES
@@ -61,10 +66,10 @@ def test_torchrun_trains_one_model_whose_metrics_are_the_whole_validation_sets(
     assert metrics["eval_loss"] == pytest.approx(log_loss, rel=1e-3)
 
 
-def test_two_processes_train_a_student_as_one_does(tmp_path, without_dropout, trained, odd_data):
+def test_two_processes_train_a_student_as_one_does(tmp_path, forks, without_dropout, trained, odd_data):
     flags = ["--model", without_dropout, "--teacher", trained / "tiny", "--data-dir", odd_data, *TRAIN_FLAGS]
     assert call(train_encoder, [*flags, "--output", tmp_path / "one"]) == 0  # in batches of 8
-    done = launch(TORCHRUN, "train_encoder.py", *flags, "--output", tmp_path / "two", "--batch-size", 4)
+    done = forks("train_encoder", *flags, "--output", tmp_path / "two", "--batch-size", 4, processes=2)
     assert done.returncode == 0, done.stderr
     records = [json.loads((tmp_path / n / "training_metrics.json").read_text(encoding="utf-8")) for n in ("one", "two")]
     one, two = ([entry["loss"] for entry in record["curve"] if "loss" in entry] for record in records)
@@ -80,14 +85,9 @@ def test_one_error_line_from_two_processes(tmp_path, tiny_encoder):
 def test_accelerate_launch_shards_evaluation_and_gives_the_same_predictions(trained, data_dir, tmp_path):
     shutil.copytree(trained, tmp_path / "models")  # evaluation writes operating points into it
     flags = ["--models-dir", tmp_path / "models", "--test-data", data_dir / "test.jsonl", "--batch-size", "3"]
-    one = subprocess.run(
-        [sys.executable, "evaluate_models.py", *map(str, flags), "--output", str(tmp_path / "one")],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-    )
+    assert call(evaluate_models, [*flags, "--output", tmp_path / "one"]) == 0
     two = launch(ACCELERATE, "evaluate_models.py", *flags, "--output", tmp_path / "two")
-    assert (one.returncode, two.returncode) == (0, 0), two.stderr
+    assert two.returncode == 0, two.stderr
     first, second = (tmp_path / n / "predictions" / "tiny.jsonl" for n in ("one", "two"))
     assert first.read_bytes() == second.read_bytes()
     rows = [json.loads((tmp_path / n / "evaluation_results.json").read_text())["tiny"] for n in ("one", "two")]

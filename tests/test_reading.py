@@ -4,16 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from tokenizers import Tokenizer
+from stub_engine import FULL, PLAIN, StubEngine
 
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
-from prefilter_common.evaluation.run import score_together
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import read_contract, read_recommendation, recommended_stages, write_contract
@@ -21,23 +19,8 @@ from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.stages.first_stage import sigmoid
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 
-FULL, FIRST = 90, 30
+FIRST = 30
 SHORT = Stage("encoder", temperature=0.5, low=0.2, high=0.8, max_length=FIRST)
-PLAIN = Contract(max_length=FULL, temperature=2.0)
-
-
-class StubEngine:
-    """Log-odds that are drawn from the token ids, whatever the padding, and a list of the rows it was given."""
-
-    name, precision, width_step, places = "stub", "fp32", 1, ()
-
-    def __init__(self):
-        self.rows = []
-
-    def __call__(self, input_ids, attention_mask):
-        found = [tuple(ids[mask == 1]) for ids, mask in zip(input_ids, attention_mask, strict=True)]
-        self.rows += found
-        return np.array([np.random.default_rng(row).normal(scale=2) for row in found])
 
 
 @pytest.fixture(scope="module")
@@ -117,27 +100,13 @@ def test_identical_texts_are_read_once(tokenizer, articles, stages):
     np.testing.assert_array_equal(repeated, [*expected, *expected[::-1], expected[-2]])
 
 
-def score_in_a_job(data, folder):
-    """What each of the processes below does."""
-    tokenizer = ArticleTokenizer(Tokenizer.from_file(f"{folder}/tokenizer.json"), 1)
-    scorer = Scorer(StubEngine(), tokenizer, PLAIN)
-    scores = score_together(scorer, load_articles(data), batch_size=3)
-    found = json.dumps([scores.tolist(), len(scorer.engine.rows)])
-    Path(folder, f"rank{os.environ['RANK']}").write_text(found)
-
-
-PROGRAM = "import sys; import test_reading; test_reading.score_in_a_job(*sys.argv[1:])"
-
-
 @pytest.mark.slow
 def test_two_processes_share_the_batches(tmp_path, tokenizer, data_dir):
     tokenizer.save(tmp_path / "tokenizer.json")
-    (tmp_path / "job.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", str(tmp_path / "job.py")]
-    command += map(str, [data_dir / "train.jsonl", tmp_path])
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", ROOT / "tests" / "stub_engine.py"]
+    command += [data_dir / "train.jsonl", tmp_path]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(list(map(str, command)), env=env, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     scorer = Scorer(StubEngine(), tokenizer, PLAIN)
     expected = scorer.score(load_articles(data_dir / "train.jsonl"))
