@@ -1,13 +1,13 @@
 """Kill runs at moments spread over their whole duration, and run each again; what test_resume_killed runs.
 
-A process of its own: each run is a fork of one that has imported everything and started no thread, which takes a
-second in place of ten.
+Each run is a fork of one process that has imported everything and started no thread, which takes a second in place of
+ten. The arguments of ``main``:
 
-    python tests/killed_runs.py train_encoder FOLDER N WEIGHTS FLAG ...
-    python tests/killed_runs.py {score,convert,evaluate} FOLDER N MODELS_DIR ARTICLES
+    {train_encoder,train_qwen_lora} FOLDER N WEIGHTS FLAG ...
+    {score,convert,evaluate} FOLDER N MODELS_DIR ARTICLES
 
-Prints one JSON object per kill: the moment, what was there after it, whether that was whole, and whether the run that
-followed ended as the uninterrupted one did.
+Prints one JSON object per kill: the moment, what was there after it, whether that was whole, what the run that followed
+left hidden, and whether it ended as the uninterrupted one did.
 """
 
 import importlib
@@ -20,8 +20,6 @@ import sys
 import time
 from pathlib import Path
 
-os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-
 
 class Training:
     """Checkpoints as often as possible, so that many moments fall into the writing of one."""
@@ -30,19 +28,12 @@ class Training:
 
     def __init__(self, script, weights, *flags):
         self.script, self.weights, self.flags = importlib.import_module(script), weights, flags
-        for module in (
-            "training.fine_tuning",
-            "training.interruption.failures",
-            "training.interruption.saver",
-            "scoring.scorer",
-        ):
-            importlib.import_module(f"prefilter_common.{module}")
 
     def run(self, output, again=False):
         return self.script.main([*self.flags, "--output", str(output), *self.often, *(["--resume"] if again else [])])
 
     def whole(self, output):
-        return True  # what it may look like is its test's to say
+        return names(output) == names(output.with_name("whole"))
 
     def outcome(self, output):
         metrics = json.loads((output / "training_metrics.json").read_text(encoding="utf-8"))
@@ -54,7 +45,6 @@ class Score:
     """The rows appear all of them or none."""
 
     def __init__(self, models_dir, articles):
-        from prefilter_common.models import checkpoints  # noqa: F401 - before the forks
         from prefilter_common.scoring import rows, streaming
 
         rows.CHUNK = 2
@@ -74,9 +64,6 @@ class Convert:
     """An engine's folder inside a copy of the model directory."""
 
     def __init__(self, models_dir, articles):
-        import onnx  # noqa: F401
-
-        from prefilter_common.models import checkpoints  # noqa: F401
         from prefilter_common.scoring.engines import conversion
 
         self.source, self.conversion = Path(models_dir) / "tiny", conversion
@@ -101,7 +88,6 @@ class Evaluate:
 
     def __init__(self, models_dir, articles):
         import evaluate_models
-        from prefilter_common.models import checkpoints  # noqa: F401
 
         self.main, self.models_dir = evaluate_models.main, models_dir
         self.flags = ["--test-data", articles, "--latency-samples", "1"]
@@ -123,13 +109,15 @@ class Evaluate:
         return kept, (output / "predictions" / "tiny.jsonl").read_bytes()
 
 
+def names(folder, pattern="*"):
+    return sorted(path.name for path in folder.glob(pattern))
+
+
 KINDS = {"score": Score, "convert": Convert, "evaluate": Evaluate}
 
 
-def main(kind, folder, n, *arguments):
-    import torch
-
-    torch.set_num_threads(1)
+def main(argv):
+    kind, folder, n, *arguments = argv
     case = KINDS[kind](*arguments) if kind in KINDS else Training(kind, *arguments)
     folder, n = Path(folder), int(n)
 
@@ -162,14 +150,13 @@ def main(kind, folder, n, *arguments):
         time.sleep(moment)
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        found = [path.name.replace(output.name, "m") for path in sorted(folder.glob(f"*{output.name}*"))]
-        found += sorted(path.name for path in folder.glob(f".{output.name}.checkpoints*/checkpoint-*"))
+        found = names(folder, f"*{output.name}*")
         whole = not output.exists() or case.whole(output)
+        whole = whole and all(name == output.name or name.startswith(".") for name in found)
+        found += names(folder, f".{output.name}.checkpoints*/checkpoint-*")
         finished = output.exists() and kind not in ("convert", "evaluate")  # those fill a folder that is there
         code = 0 if finished else finish(output, again=True)
-        row = {"moment": round(moment, 3), "found": found, "whole": whole, "code": code}
+        left = [] if finished else names(folder, f".{output.name}*")
+        row = {"moment": round(moment, 3), "found": found, "whole": whole, "code": code, "left": left}
         print(json.dumps({**row, "same": case.outcome(output) == expected}), flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    return 0

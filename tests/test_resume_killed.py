@@ -12,42 +12,55 @@ from conftest import FILES, ROOT
 
 pytestmark = pytest.mark.slow
 
-FLAGS = ["--epochs", "3", "--batch-size", "8", "--max-length", "64", "--learning-rate", "1e-3", "--precision", "fp32"]
+# Four steps an epoch, the last of an incomplete batch.
+FLAGS = [
+    "--max-train-samples",
+    "30",
+    "--epochs",
+    "3",
+    "--batch-size",
+    "8",
+    "--max-length",
+    "64",
+    "--learning-rate",
+    "1e-3",
+    "--precision",
+    "fp32",
+]
 # Moments over both training scripts, and for each of the others half as many as per script; each costs up to two runs.
 MOMENTS = int(os.environ.get("KILL_MOMENTS", "20"))
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="each run is a fork")
+
+@pytest.fixture
+def killed_runs(forks):
+    """Have ``killed_runs.py`` kill that many runs; each is then run again."""
+
+    def run(kind, folder, moments, *arguments):
+        done = forks("killed_runs", kind, folder, moments, *arguments)
+        assert done.returncode == 0, done.stderr
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        print(*rows, sep="\n")
+        assert len(rows) == moments
+        assert all(row["code"] == 0 and row["whole"] and row["same"] and not row["left"] for row in rows), rows
+
+    return run
 
 
-def killed_runs(kind, folder, moments, *arguments):
-    """The rows of ``killed_runs.py``, each of a run that was killed and run again."""
-    command = [sys.executable, ROOT / "tests" / "killed_runs.py", kind, folder, moments, *arguments]
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    print(*rows, sep="\n")
-    assert len(rows) == moments
-    assert all(row["code"] == 0 and row["whole"] and row["same"] for row in rows), rows
-
-
-@needs_fork
 @pytest.mark.parametrize(
     ("script", "family", "weights"),
     [("train_encoder", "minilm", "model"), ("train_qwen_lora", "qwen", "adapter_model")],
 )
-def test_killed_at_moments_over_the_whole_run(tmp_path, tiny_models, data_dir, script, family, weights):
+def test_killed_at_moments_over_the_whole_run(tmp_path, killed_runs, tiny_models, data_dir, script, family, weights):
     flags = ["--model", tiny_models[family], "--data-dir", data_dir, *FLAGS]
     killed_runs(script, tmp_path, MOMENTS // 2, f"{weights}.safetensors", *flags)
     for i in range(MOMENTS // 2):  # killed or continued, each directory is whole
         assert FILES - {p.name for p in (tmp_path / f"m{i}").iterdir()} <= {"config.json", "model.safetensors"}
 
 
-@needs_fork
 @pytest.mark.parametrize("kind", ["score", "convert", "evaluate"])
-def test_scoring_conversion_and_evaluation_killed_at_moments_over_the_whole_run(tmp_path, trained, data_dir, kind):
+def test_scoring_conversion_and_evaluation_killed_at_moments_over_the_whole_run(
+    tmp_path, killed_runs, trained, data_dir, kind
+):
     if kind == "convert":
         pytest.importorskip("onnxruntime")
     (tmp_path / "runs").mkdir()
@@ -55,7 +68,7 @@ def test_scoring_conversion_and_evaluation_killed_at_moments_over_the_whole_run(
     killed_runs(kind, tmp_path / "runs", max(1, MOMENTS // 4), models, data_dir / "test.jsonl")
 
 
-# Runs a training script in which the process of rank 1 kills itself before step 9.
+# Runs a training script in which the process of rank 1 kills itself before step 7.
 KILLED = """
 import os, signal, sys
 from prefilter_common.cli import exit_code
@@ -65,7 +78,7 @@ import train_encoder
 original = ProgressLog.on_step_begin
 
 def hook(self, args, state, control, **kwargs):
-    if state.global_step == 8 and os.environ["RANK"] == "1":
+    if state.global_step == 6 and os.environ["RANK"] == "1":
         open(os.environ["KILLED_AT"], "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return original(self, args, state, control, **kwargs)
@@ -81,7 +94,7 @@ def torchrun(script, *flags, **env):
     return subprocess.run(list(map(str, command)), cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
 
 
-def test_two_processes_of_which_one_is_killed(tmp_path, tiny_encoder, data_dir):
+def test_two_processes_of_which_one_is_killed(tmp_path, forks, tiny_encoder, data_dir):
     flags = ["--model", tiny_encoder, "--data-dir", data_dir, *FLAGS, "--batch-size", "4"]
     killed = tmp_path / "killed.py"
     killed.write_text(KILLED, encoding="utf-8")
@@ -93,10 +106,11 @@ def test_two_processes_of_which_one_is_killed(tmp_path, tiny_encoder, data_dir):
     assert done.returncode != 0 and not (tmp_path / "m").exists()
     ours = [line for line in done.stderr.splitlines() if line.startswith(("error: ", "interrupted: "))]
     assert len(ours) == 1, done.stderr
-    assert ours[0].endswith("the same command plus --resume continues after step 8"), ours
-    assert torchrun("train_encoder.py", *flags, "--output", tmp_path / "whole").returncode == 0
-    done = torchrun("train_encoder.py", *flags, "--output", tmp_path / "m", "--resume")
-    assert done.returncode == 0 and "continuing after step 8" in done.stderr, done.stderr
+    assert ours[0].endswith("the same command plus --resume continues after step 6"), ours
+    done = forks("train_encoder", *flags, "--output", tmp_path / "whole", processes=2)
+    assert done.returncode == 0, done.stderr
+    done = forks("train_encoder", *flags, "--output", tmp_path / "m", "--resume", processes=2)
+    assert done.returncode == 0 and "continuing after step 6" in done.stderr, done.stderr
     for name in ("model.safetensors", "validation_predictions.jsonl"):
         assert (tmp_path / "m" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     curves = []
