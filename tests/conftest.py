@@ -236,6 +236,16 @@ def with_onnx(tmp_path_factory, trained):
     return model
 
 
+@pytest.fixture
+def quick_benchmark(monkeypatch):
+    """A benchmark whose engines are all in this process, and which takes the machine's measure in no time."""
+    from in_process import InProcess
+
+    monkeypatch.setattr("prefilter_common.benchmark.run.Worker", InProcess)
+    monkeypatch.setattr("prefilter_common.benchmark.bounds.MATRIX", 64)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 0.0)
+
+
 def call(script, argv):
     """A script's exit code, as its __main__ block would give it."""
     try:

@@ -56,6 +56,11 @@ def _hook(event, args):
 addaudithook(_hook)
 
 
+def current_plan():
+    """That of the block that is running, or None."""
+    return _plan
+
+
 @contextmanager
 def faults(folder, step, error):
     """Within the block, let the ``step``-th change inside ``folder`` fail with ``error``.

@@ -6,16 +6,17 @@ import shutil
 import numpy as np
 import pytest
 from conftest import FILES, TRAIN_FLAGS, call
-from faults import Killed, faults
+from faults import Killed, current_plan, faults
 from malformed import snapshot
 
 import benchmark_inference
 import evaluate_models
 import train_encoder
 from prefilter_common import outputs
-from prefilter_common.benchmark import timing
+from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.outputs import kept_directory, new_directory
 from prefilter_common.scoring import rows, streaming
+from prefilter_common.scoring.engines import conversion
 from prefilter_common.scoring.engines.conversion import is_current
 from prefilter_common.training.interruption.resume import complete_checkpoints
 
@@ -185,26 +186,37 @@ def test_scoring(tmp_path, trained, data_dir, capsys, error, monkeypatch):
             assert run() == 0 and output.read_bytes() == complete
 
 
-class InProcess(timing.Worker):
-    """A worker without a process of its own."""
+@pytest.fixture(scope="module")
+def exported_once(trained, tmp_path_factory):
+    """``to_onnxruntime`` of the tiny model: its files are only written, in as many steps as it takes to make them.
 
-    def __init__(self, *args):
-        self.opened = self._ask(timing._open, *args)
+    Where one of those steps is to fail, they are made.
+    """
+    pytest.importorskip("onnxruntime")
+    folder, real = tmp_path_factory.mktemp("exported"), conversion.to_onnxruntime
+    with faults(folder, 500, Killed) as plan, conversion._quiet():
+        details = real(load_checkpoint(trained / "tiny"), folder, False, None, ())
+    n_steps, files = plan.count, {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert n_steps > len(files) > 1
 
-    def __exit__(self, *error):
-        pass
+    def export(checkpoint, partial, *rest):
+        plan = current_plan()
+        if plan and plan.count < plan.step <= plan.count + n_steps:
+            return real(checkpoint, partial, *rest)
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        if plan:
+            plan.count += n_steps - len(files)
+        return details
 
-    def _ask(self, function, *args):
-        return function(*args)
+    return export
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("error", ERRORS)
-def test_benchmark(tmp_path, trained, data_dir, capsys, error, monkeypatch):
-    pytest.importorskip("onnxruntime")
-    monkeypatch.setattr("prefilter_common.benchmark.run.Worker", InProcess)
-    for name in ("prefilter_common.benchmark.run.matrix_rates",):
-        monkeypatch.setattr(name, lambda device: {"fp32": 1.0, "bf16": None, "int8": None})
+def test_benchmark(tmp_path, trained, data_dir, quick_benchmark, exported_once, capsys, error, monkeypatch):
+    monkeypatch.setattr(conversion, "to_onnxruntime", exported_once)
+    monkeypatch.setattr("prefilter_common.benchmark.run.operations", lambda engine: lambda shape: 1.0)
     flags = ["--test-data", data_dir / "test.jsonl", "--n-samples", "2", "--rounds", "1", "--no-stages"]
     flags += ["--engines", "onnxruntime-fp32", "--model", tmp_path / "tiny", "--output", tmp_path / "results"]
     run = command(benchmark_inference, flags)
