@@ -57,8 +57,7 @@ def assert_same(pair, articles, lengths):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_splits(tokenizers, family):
     articles = [article for name in ("train", "val", "test") for article in load_articles(SPLITS / f"{name}.jsonl")]
-    first = FAMILIES[family] + 1
-    assert_same(tokenizers[family], articles, [first, first + 1, 16, 64, 511, 100_000])
+    assert_same(tokenizers[family], articles, [64, 511, 100_000])
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -186,15 +185,8 @@ def assert_breaks_divide(ours, text):
 @pytest.mark.parametrize("kind", DIVIDERS)
 @given(text=TANGLED)
 @example(text="a \u0301b 字。\u0323字")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_the_parts_of_a_text_divided_at_a_break_have_the_tokens_of_the_whole(dividers, kind, text):
-    assert_breaks_divide(dividers[kind], text)
-
-
-@pytest.mark.parametrize("kind", DIVIDERS)
 @settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(text=TANGLED)
-def test_many_texts_divided(dividers, kind, text):
+def test_the_parts_of_a_text_divided_at_a_break_have_the_tokens_of_the_whole(dividers, kind, text):
     assert_breaks_divide(dividers[kind], text)
 
 
