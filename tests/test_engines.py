@@ -252,17 +252,6 @@ def test_onnx_runtime_keeps_normalisation_apart(converted, tmp_path, monkeypatch
         assert operations.count("LayerNormalization") == 2 and "SkipLayerNormalization" not in operations
 
 
-def test_threads_do_not_disturb_each_other(converted, articles):
-    from concurrent.futures import ThreadPoolExecutor
-
-    for engine in FP32:
-        scorer = Scorer.load(converted["minilm"], engine=engine)
-        expected = [scorer.score([article])[0] for article in articles]
-        with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda article, one=scorer: one.score([article])[0], articles * 5))
-        np.testing.assert_allclose(found, expected * 5, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", [str(name) for name in ENGINES if name.library != "pytorch"])
 def test_a_library_that_is_not_installed(monkeypatch, name):
     library = name.split("-")[0]

@@ -129,15 +129,6 @@ def test_smoke_caps_and_the_last_line(tmp_path, tiny_encoder, data_dir, capsys, 
     assert "step 1/1 (100%) | loss" in captured.err and "articles/s | eta" in captured.err
 
 
-def test_training_stops_early_when_validation_f1_stays(tmp_path, tiny_encoder, data_dir):
-    # At this rate nothing is learnt, so the first epoch stays the best and two more are waited for.
-    flags = ["--learning-rate", "1e-9", "--epochs", "9", "--max-length", "16", "--max-train-samples", "16"]
-    flags += ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "m"]
-    assert call(train_encoder, flags) == 0
-    metrics = read(tmp_path / "m" / "training_metrics.json")
-    assert (metrics["epoch"], metrics["best_epoch"]) == (3.0, 1.0)
-
-
 def test_a_finished_model_is_not_trampled(trained, tiny_encoder, data_dir, capsys):
     before = (trained / "tiny" / "model.safetensors").stat().st_mtime_ns
     flags = ["--model", tiny_encoder, "--data-dir", data_dir, "--output", trained / "tiny"]
