@@ -203,10 +203,11 @@ def test_int8_needs_articles_to_calibrate_on(model, train):
     assert contents(model) == before
 
 
-def test_what_has_been_converted_runs_without_its_converter(model, monkeypatch):
+def test_what_has_been_converted_runs_without_its_converter(model, articles, monkeypatch):
     shutil.copytree(model / str(NAME), model / "openvino-int8")  # current by its record
     monkeypatch.setitem(sys.modules, "nncf", None)
     assert convert(model, EngineName("openvino", "int8"), None) == model / "openvino-int8"
+    assert 0 < Scorer.load(model, engine="openvino-int8").score(articles[:1])[0] < 1
 
 
 def test_what_is_no_model_is_named(tmp_path):
