@@ -29,12 +29,13 @@ from prefilter_common.scoring.engines.interface import (
 )
 from prefilter_common.scoring.scorer import Scorer
 
-pytestmark = pytest.mark.slow
+# Without importing it, which every process that collects the tests would do.
+without_nncf = importlib.util.find_spec("nncf") is None
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(without_nncf, reason="nncf is not installed")]
 
 onnx = pytest.importorskip("onnx")
 openvino = pytest.importorskip("openvino")
 onnxruntime = pytest.importorskip("onnxruntime")
-pytest.importorskip("nncf")
 
 FAMILIES = ["distilbert", "minilm", "xlm-roberta", "qwen"]
 FP32 = ["openvino-fp32", "onnxruntime-fp32"]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from importlib.util import find_spec
 
 import pyarrow.parquet
 import pytest
@@ -13,9 +14,8 @@ from prefilter_common import scoring
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.scoring.scorer import Scorer
 
-pytestmark = pytest.mark.slow
-
-pytest.importorskip("ray")
+# Without importing it, which every process that collects the tests would do.
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed")]
 
 
 def recipe():
