@@ -40,9 +40,8 @@ def model(trained, tmp_path, data_dir):
 
 
 @pytest.fixture
-def run(model, data_dir, tmp_path, monkeypatch):
+def run(model, data_dir, tmp_path, quick_benchmark):
     """Runs the benchmark on the copy; returns exit code and results file."""
-    monkeypatch.setattr("prefilter_common.benchmark.bounds.MATRIX", 512)  # the machine's rate need not be exact
 
     def run(*flags, data=data_dir / "test.jsonl"):
         base = ["--model", model, "--test-data", data, "--output", tmp_path / "results", "--n-samples", 4]
@@ -59,8 +58,9 @@ def recommendation(model):
     return json.loads((model / "cpu_benchmark.json").read_text(encoding="utf-8"))
 
 
-def test_the_rows_the_files_and_the_last_line(run, model, capsys, tmp_path):
+def test_the_rows_the_files_and_the_last_line(run, model, capsys, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("prefilter_common.benchmark.run.Worker", Worker)  # processes, whose memory is measured
     code, result = run("--engines", "pytorch-fp32", "onnxruntime-fp32", "--threads", 1, "--batch-sizes", 1, 8)
     assert code == 0
     reference, onnx = result["rows"]
