@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from prefilter_common.errors import InputError
+from prefilter_common.models.directory import ENGINE_FILE
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER, packaged_encoder
 
 # Model types whose layers ``encoder_layers`` knows.
@@ -33,6 +34,18 @@ def locate_base(name: str) -> str:
     if constants.HF_HUB_OFFLINE and not isinstance(cached, str):
         raise _unreachable(name, "HF_HUB_OFFLINE=1 is set and it is not in the local cache")
     return name
+
+
+def require_checkpoint(directory: Path) -> None:
+    """Raise InputError, with what is there instead, for a directory that contains neither checkpoint nor adapter."""
+    if any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
+        return
+    why = "no config.json or adapter_config.json, so not a model; train one there or remove it"
+    if not directory.is_dir():
+        why = "no such model directory; check the path"
+    elif engines := sorted(record.parent.name for record in directory.glob(f"*/{ENGINE_FILE}")):
+        why = f"contains no checkpoint, only {', '.join(engines)}; name that engine, or copy the whole model directory"
+    raise InputError(f"{directory}: {why}")
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from transformers import (
 
 from prefilter_common.articles import LABEL_NAMES
 from prefilter_common.errors import InputError
-from prefilter_common.models.base_models import locate_base, named_errors
+from prefilter_common.models.base_models import locate_base, named_errors, require_checkpoint
 from prefilter_common.models.checks import (
     check_finite,
     check_keys,
@@ -30,7 +30,7 @@ from prefilter_common.models.checks import (
     check_vocabulary,
 )
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import ENGINE_FILE, read_contract, read_record, sha256_of, write_contract
+from prefilter_common.models.directory import read_contract, read_record, sha256_of, write_contract
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 TOKENIZER_FILE = "tokenizer.json"
@@ -86,15 +86,6 @@ def _revision(source: str) -> str | None:
     return Path(cached).parent.name if isinstance(cached, str) else None
 
 
-def _what_instead(directory: Path) -> str:
-    """What a directory without a checkpoint is."""
-    if not directory.is_dir():
-        return "no such model directory; check the path"
-    if engines := sorted(record.parent.name for record in directory.glob(f"*/{ENGINE_FILE}")):
-        return f"contains no checkpoint, only {', '.join(engines)}; name that engine, or copy the whole model directory"
-    return "no config.json or adapter_config.json, so not a model; train one there or remove it"
-
-
 def load_checkpoint(directory: Path) -> Checkpoint:
     """A trained classifier in float32 on the CPU, in evaluation mode.
 
@@ -107,8 +98,7 @@ def load_checkpoint(directory: Path) -> Checkpoint:
             tokenizer other than its own.
     """
     contract = read_contract(directory)
-    if not any((directory / file).is_file() for file in ("config.json", "adapter_config.json")):
-        raise InputError(f"{directory}: {_what_instead(directory)}")
+    require_checkpoint(directory)
     if contract and contract.tokenizer_sha256:
         check_tokenizer_file(directory / TOKENIZER_FILE, contract.tokenizer_sha256)
     with named_errors(str(directory)):

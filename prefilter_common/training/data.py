@@ -9,6 +9,7 @@ import numpy as np
 
 from prefilter_common.articles import Article, capped, labels_of, load_articles, load_split
 from prefilter_common.errors import InputError
+from prefilter_common.models.base_models import require_checkpoint
 
 # Of the scale of commerce_score, 0 to 10.
 MIDDLE_SCORE = 5.0
@@ -71,8 +72,7 @@ def load(source: Source) -> Data:
     from prefilter_common.splits.guard import require_disjoint
 
     for directory in source.teacher or ():
-        if not directory.is_dir():
-            raise InputError(f"{directory}: no such model directory; check the path")
+        require_checkpoint(directory)
     train = capped(load_split(source.data_dir, "train"), source.max_train_samples)
     val = capped(load_split(source.data_dir, "val"), source.max_val_samples)
     require_disjoint(source.data_dir, source.allow_overlap)
