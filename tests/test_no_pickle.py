@@ -50,7 +50,7 @@ def test_what_is_a_pickle(tmp_path):
 
 
 @pytest.mark.slow
-def test_no_finished_directory_contains_a_pickle(tmp_path, trained, tiny_models, data_dir):
+def test_no_finished_directory_contains_a_pickle(tmp_path, trained, tiny_models, data_dir, quick_benchmark):
     shutil.copytree(trained / "tiny", tmp_path / "encoder")
     flags = ["--model", tiny_models["qwen"], "--data-dir", data_dir, "--output", tmp_path / "adapter", *TRAIN_FLAGS]
     assert call(train_qwen_lora, [*flags, "--merge"]) == 0

@@ -153,7 +153,9 @@ def exhausted(*_):
 
 
 @pytest.mark.slow
-def test_exhausted_gpu_memory_is_one_line_with_the_flag_to_change(trained, data_dir, tmp_path, monkeypatch, capsys):
+def test_exhausted_gpu_memory_is_one_line_with_the_flag_to_change(
+    trained, data_dir, tmp_path, monkeypatch, capsys, quick_benchmark
+):
     monkeypatch.setattr(pytorch.LogOdds, "forward", exhausted)
     monkeypatch.setattr(pytorch.States, "forward", exhausted)
     models, test = shutil.copytree(trained, tmp_path / "models"), data_dir / "test.jsonl"
