@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ADAPTER, FILES, RECORDS, ROOT, SPLITS, TOKENIZER, TRAIN_FLAGS, call
+from conftest import ADAPTER, FILES, RECORDS, ROOT, TOKENIZER, TRAIN_FLAGS, call
 from peft import AutoPeftModelForSequenceClassification
 from transformers import AutoTokenizer
 
@@ -124,11 +124,12 @@ def test_all_families_in_one_table(families, data_dir, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["distilbert", "qwen"])
-def test_an_encoder_and_an_adapter_are_benchmarked(families, data_dir, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("prefilter_common.benchmark.bounds.MATRIX", 512)
+def test_an_encoder_and_an_adapter_are_benchmarked(families, data_dir, tmp_path, quick_benchmark, name):
     flags = ["--model", families[0] / name, "--test-data", data_dir / "test.jsonl", "--output", tmp_path]
     flags += ["--engines", "onnxruntime-fp32", "--n-samples", 4, "--rounds", 1]
     assert call(benchmark_inference, flags) == 0
+    result = json.loads((tmp_path / f"benchmark_{name}.json").read_text(encoding="utf-8"))
+    assert {row["engine"] for row in result["rows"]} == {"pytorch-fp32", "onnxruntime-fp32"}  # else one was skipped
 
 
 def test_a_layer_that_is_not_there_is_named(tiny_models, data_dir, tmp_path, capsys):
@@ -139,8 +140,8 @@ def test_a_layer_that_is_not_there_is_named(tiny_models, data_dir, tmp_path, cap
 
 def test_a_killed_run_leaves_nothing_that_looks_finished(tiny_models, data_dir, tmp_path, capsys):
     output = tmp_path / "models" / "m"
-    flags = ["--model", tiny_models["qwen"], "--data-dir", SPLITS, "--output", output, "--max-length", 64]
-    flags += ["--batch-size", 1]  # so that an epoch takes long enough to be killed in
+    flags = ["--model", tiny_models["qwen"], "--data-dir", data_dir, "--output", output, "--max-length", 64]
+    flags += ["--batch-size", 1, "--epochs", 100]  # so that it takes long enough to be killed in
     command = [sys.executable, "train_qwen_lora.py", *map(str, flags)]
     run = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert any(line.startswith("epoch 1 ") for line in run.stderr)  # an epoch's weights have been saved by now
