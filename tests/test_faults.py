@@ -124,7 +124,8 @@ def command(script, argv):
 @pytest.mark.parametrize("error", ERRORS)
 def test_training(tmp_path, tiny_encoder, data_dir, quick_training, capsys, error):
     run = command(train_encoder, ["--model", tiny_encoder, "--data-dir", data_dir, "--output", tmp_path / "m",
-                                  "--max-val-samples", "4", "--overwrite", *TRAIN_FLAGS])  # fmt: skip
+                                  "--max-val-samples", "4", "--overwrite", "--recipe", "classic",
+                                  *TRAIN_FLAGS])  # fmt: skip
     assert run() == 0
     for code in every_step(tmp_path, error, run, steps=IN_TURN[error]):
         check_end(code, capsys)
