@@ -12,7 +12,7 @@ import time
 import pytest
 from conftest import ROOT, call, write_jsonl
 from faults import Killed
-from test_faults import ERRORS, check_end, command, every_step
+from test_faults import ERRORS, IN_TURN, check_end, command, every_step
 from test_splits_build import build, scored
 
 from prefilter_common.splits import __main__ as splits_command
@@ -64,7 +64,7 @@ def test_splits_are_old_or_new_or_absent(tmp_path, old, monkeypatch, capsys, nam
     assert run() == 0
     new, new_middle = content(work / "out"), content(work).get("middle.jsonl")
     old_splits, old_middle = (content(old / "out"), content(old)["middle.jsonl"]) if existing else (None, None)
-    for code in every_step(tmp_path, error, run, prepare):
+    for code in every_step(tmp_path, error, run, prepare, IN_TURN[error]):
         check_end(code, capsys)
         splits, middle = content(work / "out"), content(work).get("middle.jsonl")
         assert splits in (old_splits, new) and middle in (old_middle, new_middle)
