@@ -126,12 +126,12 @@ def test_only_the_teacher_is_heard_of_unlabelled_articles_and_labels_stay_hard(d
     middle = write_jsonl(tmp_path / "middle.jsonl", [{"title": "Both", "content": "one two", "commerce_score": 9}])
     tokenizer = ArticleTokenizer.of(load_checkpoint(classifiers["minilm"]).tokenizer)
     labels = labels_of(load_articles(data_dir / "train.jsonl"))
-    data = load(Source(data_dir, None, None, False, None, [tmp_path], unlabelled))
+    data = load(Source(data_dir, None, None, False, None, [classifiers["minilm"]], unlabelled))
     assert data.targets.tolist() == [*labels, 0.5, 0.5, 0.5]
     texts = DistillationTexts(by_length, tokenizer, data.articles, data.targets, 64)
     assert texts.of_whole[-3:] == pytest.approx(by_length(data.articles[-3:]))
     assert texts.of_whole[:-3] == pytest.approx((labels + by_length(data.train)) / 2)
-    data = load(Source(data_dir, None, None, False, middle, [tmp_path], unlabelled))
+    data = load(Source(data_dir, None, None, False, middle, [classifiers["minilm"]], unlabelled))
     texts = DistillationTexts(by_length, tokenizer, data.articles, data.targets, 64)
     assert texts.of_whole[-4] == pytest.approx((1 / (1 + np.exp(-4)) + by_length(data.articles[-4:-3])[0]) / 2)
 

@@ -48,8 +48,8 @@ from prefilter_common.benchmark.timing import Worker
 from prefilter_common.scoring.engines.interface import EngineName
 
 if __name__ == "__main__":
-    articles = load_articles(sys.argv[2])
-    with Worker(Path(sys.argv[1]), EngineName("onnxruntime", "fp32"), "cpu", 1) as worker:
+    model, articles = Path(sys.argv[1]), load_articles(sys.argv[2])
+    with Worker(model, model, EngineName("onnxruntime", "fp32"), "cpu", 1) as worker:
         for i in range(1, 1_000_000):
             print(f"round {i}/", file=sys.stderr, flush=True)
             worker.single(articles, 64, [])

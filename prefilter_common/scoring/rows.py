@@ -209,8 +209,8 @@ def count(counts: Counter[str], rows: Iterable[ScoreRow]) -> None:
     """Add to the numbers of ``rows``, and of those ``commerce``, ``unread``, or where the shadow's ``differ``."""
     for row in rows:
         decided = row["is_commerce"]
-        counts.update(rows=1, commerce=decided, unread="unread" in row)
-        counts.update(differ=row.get("shadow_is_commerce", decided) != decided)
+        differs = row.get("shadow_is_commerce", decided) != decided
+        counts.update(rows=1, commerce=int(decided), unread=int("unread" in row), differ=int(differs))
 
 
 def keep_rows(rows: BinaryIO, articles: Iterator[Article], folder: Path) -> Counter[str]:
