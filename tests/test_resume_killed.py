@@ -13,20 +13,8 @@ from conftest import FILES, ROOT
 pytestmark = pytest.mark.slow
 
 # Four steps an epoch, the last of an incomplete batch.
-FLAGS = [
-    "--max-train-samples",
-    "30",
-    "--epochs",
-    "3",
-    "--batch-size",
-    "8",
-    "--max-length",
-    "64",
-    "--learning-rate",
-    "1e-3",
-    "--precision",
-    "fp32",
-]
+FLAGS = ["--max-train-samples", "30", "--epochs", "3", "--batch-size", "8"]
+FLAGS += ["--max-length", "64", "--learning-rate", "1e-3", "--precision", "fp32"]
 # Moments over both training scripts, and for each of the others half as many as per script; each costs up to two runs.
 MOMENTS = int(os.environ.get("KILL_MOMENTS", "20"))
 

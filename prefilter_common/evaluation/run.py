@@ -69,8 +69,8 @@ class ModelRow(QualityRow):
     """What running one model showed: quality, and milliseconds for one article at a time, of ``latency_articles``.
 
     ``cpu_benchmark_ms`` is the benchmark's, None where it has not run or its stages are gone, and ``cpu_benchmark_on``
-    says of what articles and on what it was measured; ``floor`` is added once
-    the models are compared, None without a baseline.
+    says of what articles and on what it was measured; ``floor`` is added once the models are compared, None without a
+    baseline.
     """
 
     avg_inference_ms: float

@@ -80,7 +80,7 @@ def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
     """
     if not is_model(directory):
         raise InputError(f"{directory}: is not a model directory; check the path")
-    read_contract(directory)
+    read_contract(directory)  # which must be readable, where there is one
     if archive.exists():
         raise InputError(f"{archive}: already exists; move it away, or name another output")
     if resolved(archive).is_relative_to(resolved(directory)):

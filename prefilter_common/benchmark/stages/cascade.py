@@ -165,9 +165,8 @@ def folder_of(cascade: Cascade, directory: Path) -> Iterator[Path]:
         return
     with TemporaryDirectory() as name:
         folder = Path(name)
-        write_contract(folder, replace(contract, stages=cascade.stages))
-        for file, content in cascade.files.items():
-            write_bytes(folder / file, content)
+        write_contract(folder, contract)
+        store_cascade(folder, cascade)
         yield folder
 
 
