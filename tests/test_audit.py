@@ -190,7 +190,18 @@ def test_rows_of_two_draws_are_not_one_sample(tmp_path, change):
     assert len(read_audit(write_jsonl(tmp_path / "b.jsonl", [rows[0], {**DRAWN, "content": "b"}])).articles) == 2
 
 
-@pytest.mark.parametrize("change", [{"why": None}, {"stratum": ["en"]}, {"stratum_size": -1}, {"copies": 1.5}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"why": None},
+        {"stratum": ["en"]},
+        {"stratum_size": -1},
+        {"copies": 1.5},
+        {"position": 0},
+        {"texts": {"flagged": 0}},
+        {"texts": {"not flagged": 9}},
+    ],
+)
 def test_keys_that_were_changed_are_named(tmp_path, change):
     with pytest.raises(InputError, match=f"article 1 .* has no valid {next(iter(change))}; label a file"):
         read_audit(write_jsonl(tmp_path / "a.jsonl", [{**DRAWN, "content": "a", **change}]))
@@ -241,6 +252,57 @@ def test_rows_that_were_picked_out_are_no_random_sample(tmp_path):
     same, _, (warning,) = usable_audit(drawn, None, None)
     assert same is drawn and len(usable_audit(drawn, None, [])[2]) == 1
     assert "measure neither precision nor recall" in warning and "without gaps" in warning
+
+
+def audit_of_1000(tmp_path, n_flagged):
+    """The rows of an audit in which most of the commerce is missed, and what their labels would be."""
+    articles = [Article("", f"text {i}", id=f"a{i}", language="en") for i in range(1_000)]
+    scores = np.where(np.arange(1_000) < n_flagged, 0.9, 0.1)
+    rows = audit_sample(articles, np.ones(1_000, int), scores, 0.5, (20, 100), 0)
+    return [{**row, "label": int(int(row["id"][1:]) < 200)} for row in rows]
+
+
+@pytest.mark.parametrize(
+    "given_back",
+    [
+        lambda rows: [row for row in rows if row["why"] == "flagged"],
+        lambda rows: [row for row in rows if row["why"] == "flagged" or not row["label"]],
+        lambda rows: sorted(
+            ({**row, "label": row["label"] if row["why"] == "flagged" or not row["label"] else None} for row in rows),
+            key=lambda row: row["label"] is None,
+        ),
+        lambda rows: [{**row, "label": None if row["why"] == "flagged" else row["label"]} for row in rows],
+    ],
+    ids=["flagged alone", "labelled alone", "sorted", "none of the few flagged"],
+)
+def test_rows_that_are_left_out_do_not_go_unnoticed(tmp_path, given_back):
+    rows = audit_of_1000(tmp_path, 14)
+    assert read_audit(write_jsonl(tmp_path / "all.jsonl", rows)).random
+    assert read_audit(write_jsonl(tmp_path / "shuffled.jsonl", rows[::-1])).random
+    audit = read_audit(write_jsonl(tmp_path / "some.jsonl", given_back(rows)))
+    assert not audit.random
+    (doubt,) = usable_audit(replace(audit, flags=np.ones(len(audit.articles), bool)), None, None)[2]
+    assert "pass the whole file" in doubt
+    assert ("such as all that is" in doubt) == bool(audit.without)
+
+
+def test_labels_drawn_by_an_earlier_version_still_count(tmp_path):
+    rows = [{k: v for k, v in row.items() if k not in ("position", "texts")} for row in audit_of_1000(tmp_path, 100)]
+    assert read_audit(write_jsonl(tmp_path / "all.jsonl", rows)).random
+
+
+def test_a_rare_language_drawn_as_often_as_a_common_one_does_not_decide(tmp_path):
+    """By the labels alone the first model is right in 70 of 100 disputed articles, in the traffic in half of them."""
+    base = {"title": "t", "copies": 1, "why": "models disagree"}
+    rows = [
+        {**base, "content": f"{part} {i}", "stratum": part, "stratum_size": size, "label": int(i < right)}
+        for part, size, right in (("en", 1_500, 25), ("el", 80, 45))
+        for i in range(50)
+    ]
+    audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
+    first = np.full(100, 0.9)
+    (pair,) = audit_section(audit, {"a": first, "b": 1 - first}, {"a": 0.5, "b": 0.5}, "en", True, 0)["pairs"]
+    assert pair["p"] < 0.001 and pair["better"] is None
 
 
 def test_better_needs_the_weights_to_agree(tmp_path):

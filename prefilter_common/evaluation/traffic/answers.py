@@ -1,8 +1,10 @@
 """The labels that somebody has filled in: which articles they are, and whether they measure anything."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +13,9 @@ from prefilter_common.errors import InputError
 from prefilter_common.evaluation.traffic.coverage import plain_text
 from prefilter_common.statistics.survey import Sample
 
-KEYS: Mapping[str, type[str] | type[int]] = {"stratum": str, "stratum_size": int, "copies": int, "why": str}
+KEYS: Mapping[str, type[str] | type[int]] = {
+    "stratum": str, "stratum_size": int, "copies": int, "why": str, "position": int
+}  # fmt: skip
 # With a larger share missing, the labels are a selection, and say nothing of the traffic as a whole.
 MAX_MISSING = 0.02
 # What ``why`` is in an audit sample.
@@ -25,9 +29,9 @@ class Audit:
     """The labelled articles of a sample; ``sample`` weights them, ``kind`` (n,) says why each was drawn.
 
     ``flags`` (n,) is what the model that drew it decided, from its ``scores`` and at ``threshold``; None for a review
-    queue. ``unlabelled`` is the share of the traffic in strata of which no article was labelled, ``skipped`` the share
-    of the rows without a label before the last one with a label: the rows of each kind are in random order, so labels
-    from the first row on are a random sample, and labels picked out are not.
+    queue. ``unlabelled`` is the share of the traffic in strata of which no article was labelled, ``without`` the kinds
+    of which none was, ``skipped`` the share of the rows without a label before the last one with a label: the rows of
+    each kind are in random order, so labels from the first row on are a random sample, and labels picked out are not.
     """
 
     articles: list[Article]
@@ -37,12 +41,13 @@ class Audit:
     scores: np.ndarray
     threshold: float | None
     unlabelled: float
+    without: list[str]
     skipped: float
 
     @property
     def random(self) -> bool:
         """Whether the labels are a random sample of the whole traffic, nearly without gaps."""
-        return max(self.unlabelled, self.skipped) <= MAX_MISSING
+        return not self.without and max(self.unlabelled, self.skipped) <= MAX_MISSING
 
     @property
     def negligible(self) -> float:
@@ -80,12 +85,15 @@ def read_audit(path: Path) -> Audit:
     )
     kinds = sorted({row.extra["why"] for row in labelled})
     kind = np.array([kinds.index(row.extra["why"]) for row in labelled])
-    unlabelled = 1 - sum(map(sizes.__getitem__, strata)) / sum(sizes.values())
+    # Rows may be left out of the file that is given back, in one of an earlier version without a trace.
+    texts = rows[0].extra.get("texts") or _texts_by_kind(rows)
+    unlabelled = 1 - sum(map(sizes.__getitem__, strata)) / sum(texts.values())
+    without = sorted(texts.keys() - set(kinds))
     flags = np.array([row.extra["why"] == "flagged" for row in labelled]) if set(kinds) <= DRAWN_BY_FLAGS else None
     found = [row.extra.get("score") for row in labelled]
     scores = np.array([score if isinstance(score, int | float) else np.nan for score in found])
     threshold = rows[0].extra.get("threshold")
-    return Audit(labelled, sample, kind, flags, scores, threshold, unlabelled, _skipped(rows))
+    return Audit(labelled, sample, kind, flags, scores, threshold, unlabelled, without, _skipped(rows))
 
 
 def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
@@ -95,12 +103,10 @@ def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
     texts: set[tuple[str, str]] = set()
     for number, row in enumerate(rows, start=1):
         where = f"{path}: article {number} ({row.id})"
-        if bad := [
-            key for key, kind in KEYS.items() if type(row.extra.get(key)) is not kind or row.extra[key] <= kind()
-        ]:
+        if bad := _invalid_key(dict(row.extra)):
             raise InputError(
-                f"{where} has no valid {bad[0]}; label a file that --audit or --traffic wrote, and leave its other "
-                "keys alone"
+                f"{where} has no valid {bad}; label a file that --audit or --traffic wrote, and leave its other keys "
+                "alone"
             )
         size = sizes.setdefault(row.extra["stratum"], row.extra["stratum_size"])
         audit = row.extra["why"] in DRAWN_BY_FLAGS
@@ -108,20 +114,43 @@ def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
             size != row.extra["stratum_size"]
             or (row.title, row.content) in texts
             or audit != (first["why"] in DRAWN_BY_FLAGS)
-            or row.extra.get("threshold") != first.get("threshold")
+            or any(row.extra.get(key) != first.get(key) for key in ("threshold", "texts"))
         ):
             raise InputError(f"{where} is of another draw than those before it; pass the rows of one file alone")
         texts.add((row.title, row.content))
 
 
+def _invalid_key(row: dict[str, Any]) -> str | None:
+    """The first key with an impossible value; rows of earlier versions have neither ``position`` nor ``texts``."""
+    known: dict[str, Any] = {"position": 1, "texts": {row.get("why"): 1}} | row
+    for key, kind in KEYS.items():
+        if type(known.get(key)) is not kind or known[key] <= kind():
+            return key
+    texts = known["texts"]
+    counted = isinstance(texts, dict) and all(type(n) is int and n > 0 for n in texts.values())
+    return None if counted and row["why"] in texts else "texts"
+
+
+def _texts_by_kind(rows: Sequence[Article]) -> dict[str, int]:
+    found: Counter[str] = Counter()
+    for why, _, size in {(row.extra["why"], row.extra["stratum"], row.extra["stratum_size"]) for row in rows}:
+        found[why] += size
+    return found
+
+
 def _skipped(rows: Sequence[Article]) -> float:
     skipped = reached = 0
     for why in {row.extra["why"] for row in rows}:
-        answered = [row.label is not None for row in rows if row.extra["why"] == why]
-        last = max((i for i, known in enumerate(answered, start=1) if known), default=0)
+        of_kind = [row for row in rows if row.extra["why"] == why]
+        known = [row.extra.get("position", i) for i, row in enumerate(of_kind, start=1) if row.label is not None]
+        last = max(known, default=0)
         reached += last
-        skipped += last - sum(answered)
+        skipped += last - len(known)
     return skipped / reached
+
+
+def _none_of(kinds: Sequence[str]) -> str:
+    return f", such as all that is {' or '.join(kinds)}" if kinds else ""
 
 
 def usable_audit(
@@ -151,7 +180,8 @@ def usable_audit(
     if audit.flags is not None and not audit.random:
         doubts.append(
             "the labels of --audited are no random sample, and measure neither precision nor recall: "
-            f"{audit.skipped:.0%} of the rows before the last label have none, and {audit.unlabelled:.0%} of the "
-            "traffic is in parts without one; fill them in from the first row on, without gaps"
+            f"{audit.skipped:.0%} of the rows before the last label have none or are gone, and {audit.unlabelled:.0%} "
+            f"of the traffic is in parts without one{_none_of(audit.without)}; fill them in from the first row on, "
+            "without gaps, and pass the whole file"
         )
     return audit, of_traffic, doubts

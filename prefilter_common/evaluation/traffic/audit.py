@@ -142,16 +142,13 @@ def _pair(
 ) -> PairAudit:  # fmt: skip
     """Who is right where two models decide differently: McNemar's test on the labelled articles.
 
-    Articles that only one of the two flags may have been drawn more often than those that only the other does. So a
-    model is better where the weights agree and, by an audit sample, the difference in the whole traffic is not 0.
+    Articles that only one of the two flags, or those of a rare language, may have been drawn more often than others. So
+    a model is better where the difference in the whole traffic is not 0 either.
     """
     first, second = (flags[name] == commerce for name in pair)
     only = int((first & ~second).sum()), int((second & ~first).sum())
     p = mcnemar(*only)
-    if audit.flags is None:  # a review queue, which is drawn from what models dispute
-        low = high = float((audit.sample.weights * (first.astype(int) - second)).sum())
-    else:
-        low, high = difference(audit.sample, audit.kind, first, second, seed)
+    low, high = difference(audit.sample, audit.kind, first, second, seed)
     better = pair[0] if only[0] > only[1] and low > 0 else pair[1] if only[1] > only[0] and high < 0 else None
     disputed = flags[pair[0]] != flags[pair[1]]
     by_slice = {part.name: int((disputed & part.members).sum()) for part in parts}

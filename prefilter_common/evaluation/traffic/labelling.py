@@ -1,9 +1,11 @@
 """Which articles of the traffic to label: the review queue, to learn from, and the audit sample, to measure with.
 
 Both are stratified random samples. Each row names its stratum, the stratum's size and the probability with which it was
-drawn, so either, given back with labels, says what a model does to the whole traffic.
+drawn, so either, given back with labels, says what a model does to the whole traffic; and its place in the sample, so
+that rows which were left out do not go unnoticed.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict
@@ -28,8 +30,9 @@ FEWEST = 2
 class LabelRow(TypedDict):
     """One line of ``review_queue_<model>.jsonl`` or ``audit_<model>.jsonl``: an article whose label is to be filled in.
 
-    ``stratum_size`` and ``copies`` count distinct texts of the stratum, and articles with this text. An audit sample
-    has the ``threshold`` of the model that drew it.
+    ``stratum_size`` and ``copies`` count distinct texts of the stratum, and articles with this text, ``texts`` the
+    distinct texts of the traffic for each ``why``; ``position`` counts the rows of the same ``why``, from 1. An audit
+    sample has the ``threshold`` of the model that drew it.
     """
 
     id: str | None
@@ -41,6 +44,8 @@ class LabelRow(TypedDict):
     score: float
     threshold: NotRequired[float]
     why: str
+    position: NotRequired[int]
+    texts: NotRequired[dict[str, int]]
     stratum: str
     stratum_size: int
     inclusion_probability: float
@@ -90,12 +95,13 @@ def audit_sample(
     rng = np.random.default_rng(seed)
     flagged = scores >= threshold
     cells = np.array(length_and_language(articles), object)
+    kinds = {"flagged": (flagged, sizes[0]), "not flagged": (~flagged, sizes[1])}
     rows = []
-    for why, among, n in (("flagged", flagged, sizes[0]), ("not flagged", ~flagged, sizes[1])):
+    for why, (among, n) in kinds.items():
         rows += _draw(rng, articles, copies, scores, why, _cells_of(cells, among, n), n, evenly=False)
     for row in rows:
         row["threshold"] = threshold
-    return [rows[i] for i in rng.permutation(len(rows))]
+    return _numbered([rows[i] for i in rng.permutation(len(rows))], {why: among for why, (among, _) in kinds.items()})
 
 
 def review_queue(
@@ -133,6 +139,15 @@ def review_queue(
         drawn = _draw(rng, articles, copies, scores, why, _cells_of(strata, among, quota), quota, evenly)
         spare = quota - len(drawn)
         rows += [drawn[i] for i in rng.permutation(len(drawn))]
+    return _numbered(rows, {why: among for why, (among, _, _) in kinds.items()})
+
+
+def _numbered(rows: list[LabelRow], kinds: Mapping[str, np.ndarray]) -> list[LabelRow]:
+    texts = {why: int(among.sum()) for why, among in kinds.items() if among.any()}
+    seen: Counter[str] = Counter()
+    for row in rows:
+        seen[row["why"]] += 1
+        row["position"], row["texts"] = seen[row["why"]], texts
     return rows
 
 
