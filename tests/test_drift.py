@@ -156,6 +156,22 @@ def test_bad_files_are_named(tmp_path, capsys, text, words):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["articles", "scorer's rows"])
+@pytest.mark.parametrize("copies", [1, 40])
+def test_one_text_in_many_copies_is_no_change(tmp_path, what, copies):
+    """76 flagged rows instead of 50 of 1,000 are, but not where 40 of them are one agency's text."""
+
+    def traffic(name, flagged, same):
+        numbers = [0 if i < same else i for i in range(1_000)]
+        rows = [{"score": 0.9 if i < flagged else 0.1, "characters": 100 + n, "language": "en", "title": "",
+                 "content": f"{n} " * 50} for i, n in enumerate(numbers)]  # fmt: skip
+        kept = ("score", "title", "content") if what == "articles" else ("score", "characters", "language")
+        return write_jsonl(tmp_path / name, [{key: row[key] for key in kept} for row in rows])
+
+    files = traffic("a.jsonl", 50, 1), traffic("b.jsonl", 76, copies)
+    assert call(drift, (*files, "--max-psi", 9)) == (3 if copies == 1 else 0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("p", "q"), [([0.46, 0.38, 0.12, 0.04], [0.3, 0.5, 0.15, 0.05]), ([0.1] * 10, [0.2] + [0.8 / 9] * 9)]
@@ -166,7 +182,7 @@ def test_95_of_100_intervals_hold_the_truth(p, q):
     held = 0
     for _ in range(runs):
         draws = (np.repeat(np.arange(len(share)), rng.multinomial(800, share)).tolist() for share in (p, q))
-        low, high = mix_change("languages", *draws, 0.2)["interval"]
+        low, high = mix_change("languages", *draws, (800, 800), 0.2)["interval"]
         held += low <= index <= high
     assert 0.93 <= held / runs <= 0.97
 
@@ -174,5 +190,8 @@ def test_95_of_100_intervals_hold_the_truth(p, q):
 @pytest.mark.slow
 def test_equal_traffic_rarely_alarms():
     rng = np.random.default_rng(0)
-    alarms = [flag_change(rng.random(1_000) < 0.05, rng.random(1_000) < 0.05, 1.5)["changed"] for _ in range(200)]
+    sizes = 1_000, 1_000
+    alarms = [
+        flag_change(rng.random(1_000) < 0.05, rng.random(1_000) < 0.05, sizes, 1.5)["changed"] for _ in range(200)
+    ]
     assert np.mean(alarms) <= 0.06

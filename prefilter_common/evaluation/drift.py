@@ -3,9 +3,9 @@
     python -m prefilter_common.evaluation.drift reference.jsonl scored.jsonl
 
 Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". It compares what
-both files have: flag rate, scores, languages, lengths; what is not compared is named. The language of articles without
-one is identified; the scorer's rows have the language that the article had, or count as unknown. A change counts where
-it is larger than its bound and beyond chance.
+both have: flag rate, scores, languages, lengths; what is not compared is named. Of articles without a language it is
+identified; the scorer's rows have the article's own, or count as unknown. A change counts where it is larger than its
+bound and beyond chance. Copies of a text (rows of the scorer with one score, length and language) count in part.
 
 The last line on stdout is one JSON object. Exit code 0: no such change; 3: at least one, for cron; 2: bad input.
 """
@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -28,7 +28,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import CHARACTER_EDGES, buckets, characters
 from prefilter_common.files import parse_json
 from prefilter_common.language import languages
-from prefilter_common.statistics.intervals import ratio_interval, stability_index
+from prefilter_common.statistics.intervals import effective_size, ratio_interval, stability_index
 from prefilter_common.statistics.metrics import as_interval
 
 CHANGED = 3
@@ -41,8 +41,12 @@ RARE = 0.01
 
 @dataclass(frozen=True)
 class Traffic:
-    """One file: what is known of all its rows, else None. ``flags``, ``scores``, ``characters`` (n,)."""
+    """One file: what is known of all its rows, else None. ``flags``, ``scores``, ``characters`` (n,).
 
+    ``size`` is how many different texts would tell as much.
+    """
+
+    size: float
     flags: np.ndarray | None
     scores: np.ndarray | None
     languages: list[str] | None
@@ -126,6 +130,7 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
         named = any(row.get("language") for row in rows)
         counted = all(type(row.get("characters")) is int for row in rows)
         return Traffic(
+            _size((row.get("score"), row["characters"], row.get("language")) for row in rows) if counted else len(rows),
             flags,
             scores,
             [row.get("language") or UNKNOWN for row in rows] if named else None,
@@ -136,7 +141,12 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
                 language=row.get("language"))
         for row in rows
     ]  # fmt: skip
-    return Traffic(flags, scores, languages(articles), characters(articles))
+    size = _size((article.title, article.content) for article in articles)
+    return Traffic(size, flags, scores, languages(articles), characters(articles))
+
+
+def _size(texts: Iterable[Hashable]) -> float:
+    return effective_size(np.array(list(Counter(texts).values())))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
@@ -168,25 +178,25 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: float) -> list[Change]:
     """Every comparison for which both files have what it takes."""
-    changes = []
+    changes, sizes = [], (before.size, now.size)
     if before.flags is not None and now.flags is not None:
-        changes.append(flag_change(before.flags, now.flags, max_ratio))
+        changes.append(flag_change(before.flags, now.flags, sizes, max_ratio))
     if before.scores is not None and now.scores is not None:
         # Equally full bins of the reference. A score that fills one by itself has it to itself.
         edges, times = np.unique(np.quantile(before.scores, np.arange(1, SCORE_BINS) / SCORE_BINS), return_counts=True)
         edges = np.union1d(edges, edges[times > 1] + EQUAL)
         names = np.array([f"{a:.6g} to {b:.6g}" for a, b in pairwise([0.0, *edges.tolist(), 1.0])])
         bins = [names[np.searchsorted(edges, found, side="right")] for found in (before.scores, now.scores)]
-        changes.append(mix_change("scores", bins[0].tolist(), bins[1].tolist(), max_psi))
+        changes.append(mix_change("scores", bins[0].tolist(), bins[1].tolist(), sizes, max_psi))
     if before.languages is not None and now.languages is not None:
         common: set[str] = set()
         for spoken in (before.languages, now.languages):
             common |= {name for name, n in Counter(spoken).items() if n >= RARE * len(spoken)}
         named = [[name if name in common else "other" for name in t] for t in (before.languages, now.languages)]
-        changes.append(mix_change("languages", named[0], named[1], max_psi))
+        changes.append(mix_change("languages", named[0], named[1], sizes, max_psi))
     if before.characters is not None and now.characters is not None:
         lengths = [buckets(found, CHARACTER_EDGES) for found in (before.characters, now.characters)]
-        changes.append(mix_change("lengths", lengths[0], lengths[1], max_psi))
+        changes.append(mix_change("lengths", lengths[0], lengths[1], sizes, max_psi))
     return changes
 
 
@@ -205,10 +215,11 @@ def not_compared(files: Mapping[Path, Traffic]) -> dict[str, str]:
     return {what: f"{paths}: not all rows have {needs[what][1]}" for what, paths in lacking.items() if paths}
 
 
-def flag_change(before: np.ndarray, now: np.ndarray, bound: float) -> Change:
-    """The ratio of the later flag rate to the earlier one, with Koopman's interval."""
+def flag_change(before: np.ndarray, now: np.ndarray, sizes: tuple[float, float], bound: float) -> Change:
+    """The ratio of the later flag rate to the earlier one, with Koopman's interval at the effective ``sizes``."""
     rates = float(before.mean()), float(now.mean())
-    low, high = (float(limit) for limit in ratio_interval(now.sum(), len(now), before.sum(), len(before)))
+    counts = rates[1] * sizes[1], sizes[1], rates[0] * sizes[0], sizes[0]
+    low, high = (float(limit) for limit in ratio_interval(*counts))
     high = min(high, 1e9)  # infinity is no JSON
     value = rates[1] / rates[0] if rates[0] else (1.0 if not rates[1] else 1e9)
     beyond = max(value, 1 / value if value else np.inf) > bound
@@ -219,12 +230,14 @@ def flag_change(before: np.ndarray, now: np.ndarray, bound: float) -> Change:
     }  # fmt: skip
 
 
-def mix_change(what: str, before: Sequence[str], now: Sequence[str], bound: float) -> Change:
-    """The population stability index of two samples of categories, with its interval."""
+def mix_change(
+    what: str, before: Sequence[str], now: Sequence[str], sizes: tuple[float, float], bound: float
+) -> Change:
+    """The population stability index of two samples of categories, with its interval at the effective ``sizes``."""
     names = sorted({*before, *now})
-    counts = [np.array([n[name] for name in names], float) for n in (Counter(before), Counter(now))]
-    value, low, high = stability_index(*counts)
+    counts = (np.array([n[name] for name in names]) for n in (Counter(before), Counter(now)))
     p, q = (count / count.sum() for count in counts)
+    value, low, high = stability_index(p * sizes[0], q * sizes[1])
     most = sorted(zip(q - p, names, p, q, strict=True), key=lambda row: -abs(row[0]))[:3]
     return {
         "what": what, "value": value, "interval": as_interval(low, high), "bound": bound,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import betainc, chndtr
+from scipy.special import betainc, chndtrinc
 from scipy.stats import beta, chi2, norm
 
 from prefilter_common.statistics.metrics import CONFIDENCE, Interval, wilson
@@ -137,8 +137,4 @@ def _noncentrality(seen: float, freedom: int, tail: float) -> float:
     """The noncentrality at which a share ``tail`` of the distribution lies below ``seen``; 0 where there is none."""
     if chi2.cdf(seen, freedom) <= tail:
         return 0.0
-    low, high = 0.0, seen + 10 * (1 + seen) ** 0.5 + 10
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if chndtr(seen, freedom, middle) > tail else (low, middle)
-    return low
+    return float(chndtrinc(seen, freedom, tail))
