@@ -99,9 +99,8 @@ def main(argv: list[str] | None = None) -> int:
         recommended: RecommendationFile = {**summary, "run": provenance}
         write_recommendation(directory, recommended)
         from prefilter_common.evaluation.results import refresh_latency
-        from prefilter_common.evaluation.run import measured_on
 
-        refresh_latency(args.output, directory.name, summary["avg_ms"], measured_on(recommended))
+        refresh_latency(args.output, directory.name, recommended)
     print(report(result))
     print(json.dumps(summary, separators=(",", ":")))
     return 0

@@ -36,6 +36,7 @@ from prefilter_common.cli import (
     seed,
 )
 from prefilter_common.errors import InputError
+from prefilter_common.evaluation.leakage import unchecked
 from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.summary import evaluation_summary
 from prefilter_common.evaluation.results import PAGE_FILE, RESULTS_FILE, compare_models, write_models, write_results
@@ -69,7 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     models, rows = evaluate_each(directories, data, options)
     if is_main_process():
         compared = compare_models(data, models, rows, options)
-        compared["_warnings"] += manifest_warnings(manifest)
+        trained = [directory for directory in directories if directory.name in models]
+        compared["_warnings"] += manifest_warnings(manifest) + unchecked(trained, provenance["data"].get("train"))
         results: Results = {"_run": {**provenance, "finished": now()}, "_manifest": manifest, **compared}
         # All at the end: stopped before, a run leaves earlier results, and what belongs to them, as they were.
         write_models(directories, data.test, models, args.output)
@@ -172,10 +174,10 @@ def add_production_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def share(text: str) -> float:
-    """An argparse type: a number between 0 and 1, neither of them."""
+    """An argparse type: a number between 0 and 1, neither of them nor nearer to 0 than one article in a million."""
     value = positive_float(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not between 0 and 1")
+    if not 1e-6 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not between 0.000001 and 1")
     return value
 
 
@@ -230,8 +232,9 @@ def load_data(args: argparse.Namespace) -> tuple[Data, dict[str, Path]]:
     val = args.val_data or split_beside(args.test_data, "val")
     files = {"test": args.test_data, "train": train, "val": val, "traffic": args.traffic}
     files = {role: path for role, path in files.items() if path}
-    loaded = {"test": load_both_labels(args.test_data)}
-    loaded |= {role: load_articles(files[role], require_labels=role != "traffic") for role in files if role != "test"}
+    both = {"test", "val"} if args.val_data else {"test"}  # on the latter thresholds are chosen
+    loaded = {role: load_both_labels(files[role]) for role in both}
+    loaded |= {role: load_articles(files[role], require_labels=role != "traffic") for role in files if role not in both}
     audit = read_audit(args.audited) if args.audited else None
     data = Data(
         test=loaded["test"],

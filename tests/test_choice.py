@@ -7,7 +7,13 @@ def model(precision, recall, cpu_ms=None, low=0.0, point="default"):
     f1 = 2 * precision * recall / (precision + recall)
     quality = {"f1": f1, "precision": precision, "recall": recall}
     metrics = {**quality, "intervals": {key: [value - low, value] for key, value in quality.items()}}
-    return {"operating_points": {point: metrics}, "cpu_ms": cpu_ms, "timed_on": "x", "beats_floor": True}
+    return {
+        "operating_points": {point: metrics},
+        "cpu_ms": cpu_ms,
+        "timed_on": "x",
+        "timed_with": None,
+        "beats_floor": True,
+    }
 
 
 def test_of_several_that_meet_the_targets_the_fastest():
@@ -40,6 +46,14 @@ def test_what_was_not_measured_or_not_certain_is_a_caution():
     choice = choose({"a": {**model(0.96, 0.96, low=0.1), "beats_floor": False}})
     assert choice["selected"] == "a" and len(choice["cautions"]) == 5
     assert "CPU latency not measured" in choice["reason"]
+
+
+def test_figures_of_another_engine_than_the_latency_are_a_caution():
+    other = "onnxruntime-int8 after first stage (F1 91.0% in the benchmark)"
+    choice = choose({"a": {**model(0.96, 0.96, 10), "timed_with": other}})
+    assert choice["selected"] == "a" and any(other in caution for caution in choice["cautions"])
+    untimed = choose({"a": {**model(0.96, 0.96), "timed_with": other}})  # its stages are gone
+    assert not any(other in caution for caution in untimed["cautions"])
 
 
 def test_a_model_is_judged_at_its_default_point_not_at_the_best_on_test():

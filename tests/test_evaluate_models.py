@@ -297,14 +297,17 @@ def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):
         (["--traffic-models", "first", "second"], "pass --traffic FILE"),
         (["--traffic-models", "first", "other", "--traffic", "x"], "name two different ones of"),
         (["--traffic", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["--target-precision", "1.5"], "'1.5' is not between 0 and 1"),
+        (["--target-precision", "1.5"], "'1.5' is not between 0.000001 and 1"),
+        (["--prevalence", "1e-320"], "is not between 0.000001 and 1"),
+        (["--val-data", "{tmp}/commerce.jsonl"], "commerce.jsonl: every article is commerce; both labels are needed"),
         (["--target-precision", "0"], "'0' is not a number above 0"),
         (["--seed", "-1"], "is not a whole number from 0"),
     ],
 )
 def test_bad_flags_of_the_comparison_write_nothing(models_dir, data_dir, tmp_path, capsys, flags, words):
+    write_jsonl(tmp_path / "commerce.jsonl", [{"title": "t", "content": "c", "label": 1}])
     base = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
-    assert call(evaluate_models, base + flags) == 2
+    assert call(evaluate_models, base + [flag.format(tmp=tmp_path) for flag in flags]) == 2
     assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
 
 
@@ -319,6 +322,29 @@ def test_splits_beside_the_test_set_that_no_longer_match_the_manifest_are_named(
     found = json.loads((tmp_path / "r" / "evaluation_results.json").read_text(encoding="utf-8"))
     assert found["_manifest"]["differs"] == ["train"]
     assert "train changed after manifest.json was written" in found["_warnings"]
+
+
+def test_training_articles_that_were_not_compared_are_a_warning(models_dir, data_dir, tmp_path):
+    """Copies of a model's own training articles cannot be found in others, or in none."""
+    test = write_jsonl(
+        tmp_path / "test.jsonl",
+        [{"title": a.title, "content": a.content, "label": a.label} for a in load_articles(data_dir / "test.jsonl")]
+        * 2,
+    )
+    flags = ["--models-dir", models_dir, "--models", "first", "--test-data", test, "--latency-samples", 1]
+
+    def warnings(*more):
+        assert call(evaluate_models, [*flags, "--output", tmp_path / "r", *more]) == 0
+        found = json.loads((tmp_path / "r" / "evaluation_results.json").read_text(encoding="utf-8"))
+        return found["_warnings"]
+
+    assert any("no training articles were read" in text for text in warnings())
+    same = warnings("--train-data", data_dir / "train.jsonl")
+    assert not any("training articles" in text for text in same)
+    n = len(load_articles(test))
+    assert f"{n // 2} of the {n} test articles have the text of another, so that intervals are too narrow" in same
+    others = warnings("--train-data", data_dir / "val.jsonl")
+    assert any(f"first: trained on {data_dir / 'train.jsonl'}, not on" in text for text in others)
 
 
 def test_training_articles_of_one_label_give_no_floor(caplog):

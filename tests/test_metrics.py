@@ -31,6 +31,12 @@ def test_degenerate_inputs_give_numbers_not_warnings():
     assert metrics["confusion_matrix"] == [[2, 0], [0, 0]]
 
 
+@pytest.mark.parametrize("scores", [[0.5, 0.5, 0.5, 0.5], [0.1, 0.2, 0.8, 0.9], [0.9, 0.8, 0.2, 0.1]])
+def test_areas_that_show_no_spread_have_no_interval(scores):
+    found = ranking_metrics(np.array([0, 0, 1, 1]), np.array(scores), 0)
+    assert found["roc_auc"] in (0, 0.5, 1) and found["intervals"] == {"roc_auc": None, "pr_auc": None}
+
+
 def test_latency_is_in_milliseconds():
     summary = latency_summary([0.001, 0.002, 0.003, 0.010])
     expected = {"avg_ms": 4.0, "p50_ms": 2.5, "p95_ms": 8.95, "p99_ms": 9.79, "min_ms": 1.0, "max_ms": 10.0}

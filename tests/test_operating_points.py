@@ -22,6 +22,11 @@ def test_the_best_f1_is_the_best_of_all_thresholds_that_block_little_journalism(
     assert f1_score(labels, scores >= choose_thresholds(labels, scores, 0.95, 0.05)["best_f1"]) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_articles_of_one_label_give_no_point(label):
+    assert choose_thresholds(np.full(50, label), np.linspace(0, 1, 50), 0.9, 0.05) == {}
+
+
 def test_best_f1_never_means_drop_everything():
     assert choose_thresholds(np.array([0, 1]), np.array([0.5, 0.5]), 0.95, 0.05) == {}
     # scores that say nothing: F1 is highest where nearly everything is dropped

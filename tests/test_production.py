@@ -78,6 +78,12 @@ def test_the_panel_and_the_estimate_of_commerce(disaster):
     on_test = disaster[0]["models"]["old"]["intervals"]["precision"]
     assert assumed["intervals"]["precision"][0] < on_test[0] - 0.2 and assumed["saving_per_1000"] is not None
     assert production["journalism_needed"] == {"0.05": 1456}
+    # At an estimated share, the limits are those that the ends of its interval give.
+    dropped = estimated["per_1000"]["commerce_dropped"]
+    assert dropped["interval"][0] < 1_000 * low < dropped["value"] < dropped["interval"][1] < 1_000 * high
+    recall = estimated["intervals"]["recall"]
+    assert dropped["interval"] == pytest.approx([1_000 * low * recall[0], 1_000 * high * recall[1]], abs=0.1)
+    assert estimated["saving_interval"][0] < estimated["saving_per_1000"] < estimated["saving_interval"][1]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +156,11 @@ def test_a_latency_measured_later_reaches_the_choice_and_the_page(disaster, monk
     monkeypatch.setattr("prefilter_common.evaluation.results.write_page", lambda path, found: path.write_text("page"))
     results["models"]["old"]["cpu_benchmark_ms"] = None
     write_results(output, results)
-    assert refresh_latency(output, "old", 33.0, "x") and not refresh_latency(output, "unknown", 1.0, "x")
+    timed = {"avg_ms": 33.0, "median_characters": 125, "threads": 2, "run": {"hardware": {"cpu": "x"}}, "f1": 0.9,
+             "engine": "onnxruntime-int8", "stages": ["first stage"]}  # fmt: skip
+    assert refresh_latency(output, "old", timed) and not refresh_latency(output, "unknown", timed)
     again = json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))
     assert again["_choice"]["models"]["old"]["cpu_ms"] == 33.0
-    assert again["old"]["cpu_benchmark_on"] == "x"
-    assert not refresh_latency(output / "nowhere", "old", 1.0, "x")
+    assert again["old"]["cpu_benchmark_on"] == "articles of 125 characters, 2 threads, x"
+    assert again["old"]["cpu_benchmark_with"] == "onnxruntime-int8 after first stage"
+    assert not refresh_latency(output / "nowhere", "old", timed)

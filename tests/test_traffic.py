@@ -116,7 +116,8 @@ def test_the_disaster_is_seen(n, alarms, named):
         in_part += row is not None and row["only_first"] >= 3 * row["only_second"] + 3
         pair = {"models": ["old", "new"], "points": {"default": compared}}
         section = {"pairs": [pair], "uncovered": [], "uncovered_share": 0.0}
-        equal = {name: {"operating_points": {"default": EQUAL}, "cpu_ms": ms, "timed_on": "x", "beats_floor": True}
+        equal = {name: {"operating_points": {"default": EQUAL}, "cpu_ms": ms, "timed_on": "x", "timed_with": None,
+                        "beats_floor": True}
                  for name, ms in (("old", 40), ("new", 10))}  # fmt: skip
         withheld += choose(equal, traffic=section)["selected"] is None
     assert found / runs >= alarms and in_part / runs >= named and withheld == found
@@ -293,3 +294,17 @@ def test_the_worst_slice_is_named_and_small_ones_are_not_judged():
     small = next(row for row in rows if row["value"] == "zh")
     assert not small["enough"] and small["p_adjusted"] is None and small["n"] == 5 and small["n_commerce"] == 3
     assert worst_slice(slice_metrics(labels, labels.astype(float), 0.5, article_slices(articles))) is None
+
+
+def test_a_slice_that_is_worse_beyond_chance_goes_before_a_small_one_that_may_not_be():
+    """In a large language 15 of 116 are wrong, in a small one 4 of 28, which is more but may be chance."""
+    languages = ["en"] * 456 + ["el"] * 116 + ["fi"] * 28
+    wrong = np.zeros(600, bool)
+    wrong[:14] = wrong[456:471] = wrong[572:576] = True
+    labels = np.arange(600) % 2
+    rows = slice_metrics(
+        labels, np.where(wrong, 1.0 - labels, labels), 0.5, article_slices(articles_of(languages, [400] * 600))
+    )
+    lowest = min((row for row in rows if row["enough"]), key=lambda row: row["accuracy"])
+    assert lowest["value"] == "fi" and lowest["p_adjusted"] > 0.05
+    assert worst_slice(rows)["value"] == "el" and worst_slice(rows)["beyond_chance"]

@@ -22,17 +22,18 @@ set, unless more than 2 % of it are training articles.
 
     <model>           the earlier keys accuracy f1 precision recall avg_inference_ms p50_inference_ms p95_inference_ms
                       confusion_matrix (rows true, columns predicted, journalism first), at the default threshold
-      .intervals      of f1 precision recall accuracy pr_auc roc_auc; null for the areas where labels are separated
-                      perfectly
+      .intervals      of f1 precision recall accuracy pr_auc roc_auc; null for the areas where the scores separate the
+                      labels perfectly, in reverse, or are all the same
       .slices         by language, characters, source, sources (seen in training or not), tokens, read (whole or cut):
-                      counts, metrics, intervals; enough is false below 20 articles. worst_slice: the one of them with
-                      the lowest accuracy
+                      counts, metrics, intervals; enough is false below 20 articles. worst_slice: of those that are
+                      worse beyond chance, else of all, the one with the lowest accuracy
       .calibration    temperature, brier, ece, both also _before it, and reliability bins
       .operating_points  by name: threshold, metrics and intervals on test
       .sweep          thresholds 0.50 to 0.99; pr_curve: [threshold, precision, recall]
       .floor          F1 above the baseline's, beats, beyond_chance
-      .cpu_benchmark_ms, .cpu_benchmark_on  from the benchmark, and of what articles and on what; null where it has not
-                      run, or not since evaluation removed the stages
+      .cpu_benchmark_ms  from the benchmark; null where it has not run, or not since evaluation removed the stages.
+                      cpu_benchmark_on of what articles and on what, cpu_benchmark_with which engine and stages,
+                      cpu_benchmark_f1 theirs
       .error          instead of all this: why the model could not be evaluated
     _baseline         TF-IDF with logistic regression on the same training articles
     _comparison       best, and every other against it: F1 difference, McNemar, p_adjusted, articles_needed, verdict

@@ -5,14 +5,18 @@ clusters stay small, and of 60 training articles with the second half replaced i
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NotRequired, TypedDict
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from prefilter_common.articles import Article, labels_of
+from prefilter_common.errors import InputError
 from prefilter_common.evaluation.sections import Scored
+from prefilter_common.evaluation.traffic.coverage import distinct_texts
+from prefilter_common.models.directory import RUN_FILE, read_record
 from prefilter_common.statistics.metrics import ThresholdMetrics, threshold_metrics
 
 # Unrelated web pages of one language reach 0.45, pages generated from one template 0.5 to 0.7.
@@ -98,6 +102,40 @@ def integrity_section(
         "others": others,
         "models": rows,
     }
+
+
+def repeated_texts(test: Sequence[Article]) -> list[str]:
+    """A sentence where test articles are not independent of each other."""
+    n = len(test) - len(distinct_texts(test)[0])
+    if not n:
+        return []
+    return [f"{n} of the {len(test)} test articles have the text of another, so that intervals are too narrow"]
+
+
+def unchecked(directories: Sequence[Path], train: Mapping[str, Any] | None) -> list[str]:
+    """Models whose training articles are not those that were compared with the test set, in a sentence.
+
+    Args:
+        train: file and sha256 of those, as ``run.json`` has them; None where there were none.
+    """
+    if train is None:
+        return [
+            "no training articles were read, so none was looked for among the test articles or the audited ones: pass "
+            "--train-data"
+        ]
+    others: dict[str, list[str]] = {}
+    for directory in directories:
+        try:
+            own = read_record(directory / RUN_FILE)["data"]["train"]
+            if own["sha256"] != train["sha256"]:
+                others.setdefault(str(own["file"]), []).append(directory.name)
+        except (InputError, KeyError, TypeError):
+            continue  # not trained here, or by an earlier version
+    return [
+        f"{', '.join(names)}: trained on {file}, not on {train['file']}, so that test articles may be among their own "
+        "training articles: pass --train-data"
+        for file, names in others.items()
+    ]
 
 
 def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[SharedArticle]:

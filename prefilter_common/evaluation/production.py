@@ -12,11 +12,12 @@ from prefilter_common.evaluation.traffic.audit import AuditSection
 from prefilter_common.evaluation.traffic.rows import FlagRate
 from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.statistics.intervals import effective_size, mid_p
-from prefilter_common.statistics.metrics import as_interval, counts_at
+from prefilter_common.statistics.metrics import Interval, as_interval, counts_at
 from prefilter_common.statistics.operating_points import DEFAULT, MAX_BLOCKED
 from prefilter_common.statistics.prevalence import (
-    Confusion,
     Costs,
+    PerThousand,
+    confusion_at,
     journalism_needed,
     per_thousand,
     precision_at,
@@ -56,7 +57,7 @@ class PanelRow(TypedDict):
     recall: float | None
     false_positive_rate: float | None
     intervals: dict[str, list[float]]
-    per_1000: dict[str, dict[str, float | list[float]]]
+    per_1000: dict[str, PerThousand]
     saving_per_1000: float | None
     saving_interval: list[float] | None
 
@@ -138,12 +139,6 @@ def production_section(
     }
 
 
-def confusion_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Confusion:
-    """The counts on labelled articles at one threshold."""
-    tp, fp, fn, tn = (int(count[0]) for count in counts_at(labels, scores, np.array([threshold])))
-    return {"tp": tp, "n_commerce": tp + fn, "fp": fp, "n_journalism": fp + tn}
-
-
 def _points(model: Scored, prevalence: float, costs: Costs | None) -> dict[str, float]:
     """The operating points, and that of the best saving, which depends on the share of commerce."""
     points = dict(model.thresholds)
@@ -199,28 +194,37 @@ def _panel_row(
     labels: np.ndarray, scores: np.ndarray, point: str, threshold: float, share: Share, costs: Costs | None
 ) -> PanelRow:
     confusion = confusion_at(labels, scores, threshold)
-    prevalence = share["share"]
-    precision, limits = precision_at(prevalence, confusion)
-    saved = saving(prevalence, confusion, costs) if costs else None
+    # Where the share is an estimate, the limits are the widest that one within its interval would give.
+    shares = [share["share"], *(share["interval"] or ())]
+    precisions = [precision_at(each, confusion) for each in shares]
+    thousands = [per_thousand(each, confusion) for each in shares]
+    savings = [saving(each, confusion, costs) for each in shares] if costs else []
     n_commerce, n_journalism = confusion["n_commerce"], confusion["n_journalism"]
     return {
-        "prevalence": prevalence,
+        "prevalence": share["share"],
         "prevalence_interval": share["interval"],
         "source": share["source"],
         "point": point,
         "threshold": threshold,
-        "precision": precision,
+        "precision": precisions[0][0],
         "recall": confusion["tp"] / n_commerce if n_commerce else None,
         "false_positive_rate": confusion["fp"] / n_journalism if n_journalism else None,
         "intervals": {
-            "precision": as_interval(*limits),
+            "precision": _widest([limits for _, limits in precisions]),
             "recall": as_interval(*mid_p(confusion["tp"], n_commerce)),
             "false_positive_rate": as_interval(*mid_p(confusion["fp"], n_journalism)),
         },
-        "per_1000": per_thousand(prevalence, confusion),
-        "saving_per_1000": saved and saved[0],
-        "saving_interval": saved and saved[1],
+        "per_1000": {
+            name: {"value": found["value"], "interval": _widest([each[name]["interval"] for each in thousands])}
+            for name, found in thousands[0].items()
+        },
+        "saving_per_1000": savings[0][0] if savings else None,
+        "saving_interval": _widest([limits for _, limits in savings]) if savings else None,
     }
+
+
+def _widest(intervals: Sequence[Sequence[float] | Interval]) -> list[float]:
+    return as_interval(min(float(low) for low, _ in intervals), max(float(high) for _, high in intervals))
 
 
 def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[BlockedRow]:

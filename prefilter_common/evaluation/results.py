@@ -11,12 +11,12 @@ from prefilter_common.articles import Article, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.baseline import against_floor, baseline_row
 from prefilter_common.evaluation.choice.rules import Choice, choose
-from prefilter_common.evaluation.leakage import IntegritySection, integrity_section
+from prefilter_common.evaluation.leakage import IntegritySection, integrity_section, repeated_texts
 from prefilter_common.evaluation.production import production_section, production_warnings
 from prefilter_common.evaluation.report.content import Compared, Results, Sections
 from prefilter_common.evaluation.report.page import write_page
 from prefilter_common.evaluation.run import Data, ErrorRow, ModelRow, Options
-from prefilter_common.evaluation.sections import Scored, worst_errors
+from prefilter_common.evaluation.sections import Scored, benchmarked, other_configuration, worst_errors
 from prefilter_common.evaluation.traffic.answers import usable_audit
 from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
@@ -81,6 +81,7 @@ def compare_models(
         "_audit": audit,
         "_warnings": [
             *evaluation_warnings(integrity, traffic, models, options),
+            *repeated_texts(data.test),
             *production_warnings(production),
             *doubts,
         ],
@@ -168,6 +169,7 @@ def choice_of(results: Sections) -> Choice:
                 "operating_points": row["operating_points"],
                 "cpu_ms": row["cpu_benchmark_ms"],
                 "timed_on": row.get("cpu_benchmark_on"),
+                "timed_with": other_configuration(row),
                 "beats_floor": row["floor"] and row["floor"]["beats"],
             }
             for name, row in rows.items()
@@ -179,8 +181,11 @@ def choice_of(results: Sections) -> Choice:
     )
 
 
-def refresh_latency(output: Path, model: str, cpu_ms: float, timed_on: str | None) -> bool:
+def refresh_latency(output: Path, model: str, record: Mapping[str, Any]) -> bool:
     """Add a latency measured after the evaluation to its results, and write its choice and page again.
+
+    Args:
+        record: what ``cpu_benchmark.json`` says.
 
     Returns whether ``output`` has results of this model. Results of an earlier version are left alone.
     """
@@ -190,7 +195,7 @@ def refresh_latency(output: Path, model: str, cpu_ms: float, timed_on: str | Non
         found[model]["f1"], found["_worst_errors"], (found["_audit"] or {"of_traffic": False})["of_traffic"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    found[model] |= {"cpu_benchmark_ms": cpu_ms, "cpu_benchmark_on": timed_on}
+    found[model] |= {"cpu_benchmark_ms": record["avg_ms"], **benchmarked(record)}
     found["models"] = {name: found.pop(name) for name in list(found) if not name.startswith("_")}
     results: Results = found
     results["_choice"] = choice_of(results)

@@ -2,10 +2,10 @@
 
 import gc
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, final
+from typing import NotRequired, TypedDict, final
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation import sections
 from prefilter_common.evaluation.baseline import FloorComparison
-from prefilter_common.evaluation.sections import QualityRow, Scored
+from prefilter_common.evaluation.sections import Benchmarked, QualityRow, Scored
 from prefilter_common.evaluation.traffic.answers import Audit
 from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_recommendation, read_validation
@@ -65,12 +65,11 @@ class Options:
 
 
 @final
-class ModelRow(QualityRow):
+class ModelRow(QualityRow, Benchmarked):
     """What running one model showed: quality, and milliseconds for one article at a time, of ``latency_articles``.
 
-    ``cpu_benchmark_ms`` is the benchmark's, None where it has not run or its stages are gone, and ``cpu_benchmark_on``
-    says of what articles and on what it was measured; ``floor`` is added once the models are compared, None without a
-    baseline.
+    ``cpu_benchmark_ms`` is the benchmark's, None where it has not run or its stages are gone; ``floor`` is added once
+    the models are compared, None without a baseline.
     """
 
     avg_inference_ms: float
@@ -78,7 +77,6 @@ class ModelRow(QualityRow):
     p95_inference_ms: float
     latency_articles: int
     cpu_benchmark_ms: float | None
-    cpu_benchmark_on: str | None
     n_articles: int
     engine: str
     device: str
@@ -157,7 +155,7 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
             "p95_inference_ms": latency["p95_ms"],
             "latency_articles": len(forward),
             "cpu_benchmark_ms": cpu_benchmark_ms(directory, stored.with_thresholds(model.thresholds)),
-            "cpu_benchmark_on": measured_on(read_recommendation(directory) or {}),
+            **sections.benchmarked(read_recommendation(directory) or {}),
             "n_articles": len(data.test),
             "engine": str(scorer.engine.name),
             "device": str(getattr(scorer.engine, "device", "cpu")),
@@ -167,15 +165,6 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
     del scorer
     free_memory()
     return model, row
-
-
-def measured_on(record: Mapping[str, Any]) -> str | None:
-    """Of what articles, and on what, a benchmark measured its latency; None in the record of an earlier version."""
-    try:
-        length, threads, cpu = record["median_characters"], record["threads"], record["run"]["hardware"]["cpu"]
-        return f"articles of {length:,} characters, {threads} threads, {cpu}"
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 def _scores(scorer: Scorer, articles: Sequence[Article], role: str, options: Options) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -46,6 +46,16 @@ class Quality(TypedDict):
     confusion_matrix: list[list[int]]
     pr_auc: float
     intervals: QualityIntervals
+
+
+class Benchmarked(TypedDict):
+    """Of a benchmark's latency: of what articles and on what machine it was measured, with which engine and stages, and
+    the F1 of these on its test articles; None in the record of an earlier version.
+    """
+
+    cpu_benchmark_on: str | None
+    cpu_benchmark_with: str | None
+    cpu_benchmark_f1: float | None
 
 
 class SweepRow(TypedDict):
@@ -179,3 +189,25 @@ def worst_errors(articles: Sequence[Article], model: Scored) -> list[WrongArticl
         }
         for i in worst
     ]
+
+
+def benchmarked(record: Mapping[str, Any]) -> Benchmarked:
+    """What evaluation takes over from ``cpu_benchmark.json``, besides the latency."""
+    try:
+        length, threads, cpu = record["median_characters"], record["threads"], record["run"]["hardware"]["cpu"]
+        stages = f" after {', '.join(record['stages'])}" if record["stages"] else ""
+        return {
+            "cpu_benchmark_on": f"articles of {length:,} characters, {threads} threads, {cpu}",
+            "cpu_benchmark_with": f"{record['engine']}{stages}",
+            "cpu_benchmark_f1": record["f1"] if isinstance(record["f1"], float) else None,
+        }
+    except (KeyError, TypeError, ValueError):
+        return {"cpu_benchmark_on": None, "cpu_benchmark_with": None, "cpu_benchmark_f1": None}
+
+
+def other_configuration(row: Mapping[str, Any]) -> str | None:
+    """With what a model's latency was measured, and its F1; None where its other figures are of that, or unknown."""
+    timed_with, f1 = row.get("cpu_benchmark_with"), row.get("cpu_benchmark_f1")
+    if timed_with in (None, row.get("engine")):
+        return None
+    return f"{timed_with} (F1 {f1:.1%} in the benchmark)" if f1 is not None else timed_with

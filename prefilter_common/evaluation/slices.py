@@ -48,7 +48,7 @@ class SliceRow(MetricsRow):
 
 
 class WorstSlice(TypedDict):
-    """The slice with the lowest accuracy; ``beyond_chance`` where its errors are more than those of the rest."""
+    """See ``worst_slice``; ``beyond_chance`` where its errors are more than those of the rest."""
 
     by: str
     value: str
@@ -161,14 +161,16 @@ def _p_of_rest(row: SliceRow, errors: int, n: int) -> float:
 
 
 def worst_slice(rows: Sequence[SliceRow]) -> WorstSlice | None:
-    """The slice with the lowest accuracy of those large enough; None where none of them has an error.
+    """The slice with the lowest accuracy: of those that are worse than the rest beyond chance or, where none is, of all
+    that are large enough. None where none of these has an error.
 
     Accuracy, because F1 means nothing in a slice without commerce. Of equally bad slices, the largest.
     """
     judged = [row for row in rows if row["p_adjusted"] is not None and row["errors"]]
     if not judged:
         return None
-    worst = min(judged, key=lambda row: (row["accuracy"], -row["n"]))
+    beyond = [row for row in judged if (row["p_adjusted"] or 0.0) < ALPHA]
+    worst = min(beyond or judged, key=lambda row: (row["accuracy"], -row["n"]))
     return {
         "by": worst["by"],
         "value": worst["value"],
@@ -177,5 +179,5 @@ def worst_slice(rows: Sequence[SliceRow]) -> WorstSlice | None:
         "accuracy": worst["accuracy"],
         "p_adjusted": worst["p_adjusted"],
         "accuracy_interval": worst["intervals"]["accuracy"],
-        "beyond_chance": (worst["p_adjusted"] or 0.0) < ALPHA,
+        "beyond_chance": bool(beyond),
     }

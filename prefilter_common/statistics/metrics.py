@@ -124,12 +124,12 @@ def ranking_metrics(labels: np.ndarray, scores: np.ndarray, seed: int) -> Rankin
     """ROC-AUC and PR-AUC (average precision), of articles of both labels, with the intervals of ``areas``.
 
     Returns:
-        The areas and ``intervals`` of both. An interval is None where the scores separate the labels perfectly, since
-        nothing then says how far from 1 the truth is.
+        The areas and ``intervals`` of both. An interval is None where the scores separate the labels perfectly, rightly
+        or in reverse, or are all the same, since nothing then says how far off the truth is.
     """
     roc_auc, pr_auc = float(roc_auc_score(labels, scores)), float(average_precision_score(labels, scores))
     intervals: dict[str, list[float] | None] = {"roc_auc": None, "pr_auc": None}
-    if roc_auc < 1:
+    if 0 < roc_auc < 1 and scores.min() < scores.max():
         intervals["roc_auc"] = as_interval(*roc_auc_interval(labels, scores, CONFIDENCE))
         intervals["pr_auc"] = as_interval(*pr_auc_interval(labels, scores, pr_auc, seed, CONFIDENCE))
     return {"roc_auc": roc_auc, "pr_auc": pr_auc, "intervals": intervals}

@@ -21,8 +21,10 @@ def choose_thresholds(
 
     ``best_f1`` has the highest F1 there of the thresholds that block at most 5 % of the journalism and, of equals, lies
     nearest to 0.5. ``high_precision`` is the lowest threshold shown to have ``target_precision`` where a share
-    ``prevalence`` is commerce. A point that no threshold reaches is left out.
+    ``prevalence`` is commerce. A point that no threshold reaches is left out; where one label is missing, both are.
     """
+    if len(np.unique(labels)) < 2:
+        return {}
     present = np.unique(scores)
     # Halfway between two scores: on a score itself, rounding would decide.
     candidates = np.append(0.0, (present[1:] + present[:-1]) / 2)

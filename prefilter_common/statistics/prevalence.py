@@ -11,7 +11,7 @@ import numpy as np
 from scipy.stats import norm
 
 from prefilter_common.statistics.intervals import STEPS, Number, combination_interval, mid_p, ratio_interval
-from prefilter_common.statistics.metrics import CONFIDENCE, Interval, as_interval
+from prefilter_common.statistics.metrics import CONFIDENCE, Interval, as_interval, counts_at
 
 PER = 1_000  # articles
 # A model that finds this share of the commerce is what ``journalism_needed`` assumes.
@@ -27,11 +27,24 @@ class Confusion(TypedDict):
     n_journalism: int
 
 
+class PerThousand(TypedDict):
+    """Articles of 1,000, and the interval of their number."""
+
+    value: float
+    interval: list[float]
+
+
 class Costs(TypedDict):
     """In one currency: what scoring an article costs, which blocking saves, and what blocking journalism costs."""
 
     per_article: float
     of_blocking: float
+
+
+def confusion_at(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Confusion:
+    """The counts on labelled articles at one threshold."""
+    tp, fp, fn, tn = (int(count[0]) for count in counts_at(labels, scores, np.array([threshold])))
+    return {"tp": tp, "n_commerce": tp + fn, "fp": fp, "n_journalism": fp + tn}
 
 
 def precision_at(prevalence: float, confusion: Confusion) -> tuple[float | None, Interval]:
@@ -105,7 +118,7 @@ def prevalence_interval(
     return limits[0], limits[1]
 
 
-def per_thousand(prevalence: float, confusion: Confusion) -> dict[str, dict[str, float | list[float]]]:
+def per_thousand(prevalence: float, confusion: Confusion) -> dict[str, PerThousand]:
     """Of 1,000 articles: journalism blocked, commerce correctly dropped, commerce let through, with intervals."""
     commerce, journalism = PER * prevalence, PER * (1 - prevalence)
     counts = {

@@ -22,12 +22,13 @@ MEASURES: tuple[Measure, ...] = ("f1", "precision", "recall")
 
 
 class Figures(TypedDict):
-    """What the rules need of a model: its metrics by operating point, mean milliseconds per article on the CPU and of
-    what they were measured, and whether it beats the floor; None where that was not measured."""
+    """What the rules need of a model: its metrics by operating point, mean milliseconds per article on the CPU, of what
+    articles, and with what if not with what the metrics are of; whether it beats the floor. None: not measured."""
 
     operating_points: Mapping[str, ThresholdMetrics]
     cpu_ms: float | None
     timed_on: str | None
+    timed_with: str | None
     beats_floor: bool | None
 
 
@@ -159,8 +160,8 @@ def state_of(value: float, interval: Sequence[float], criterion: float) -> str:
 
 
 def _missed(values: Mapping[Measure, float], ms: float | None, tier: int) -> list[str]:
-    missed: list[str] = [key for key in MEASURES if values[key] < CRITERIA[key][tier]]
-    return missed + (["cpu_ms"] if ms is not None and ms >= CRITERIA["cpu_ms"][tier] else [])
+    slow = ms is not None and ms >= CRITERIA["cpu_ms"][tier]
+    return [*(key for key in MEASURES if values[key] < CRITERIA[key][tier]), *(["cpu_ms"] if slow else [])]
 
 
 def _ms(candidate: Candidate) -> float:
@@ -233,6 +234,9 @@ def _cautions(
     if unlike:
         how = "; ".join(f"{name}: {on or 'unknown'}" for name, on in unlike.items())
         cautions.append(f"CPU latencies cannot be compared, and decided nothing ({how}): benchmark each model alike")
+    if model["timed_with"] and best["cpu_ms"] is not None:
+        judged = "its other figures are of the engine that evaluation ran, every article read in full"
+        cautions.append(f"its latency is that of {model['timed_with']}; {judged}")
     if model["beats_floor"] is False:
         cautions.append("it does not beat TF-IDF with logistic regression, which is far cheaper")
     return cautions

@@ -176,10 +176,9 @@ def _verdict_on_traffic(names: tuple[str, str], compared: FlagComparison, worst:
     flags = f"they flag {rates(compared)} of {compared['n']:,} distinct articles"
     shared = f"{compared['both']:,} of the {compared['either']:,} that either flags are flagged by both"
     if not compared["differ"]:
-        return (
-            f"{names[0]} and {names[1]}: no difference shown; {flags}, and {shared}; a difference of "
-            f"{100 * compared['detectable']:.1f} points would have been seen with 80 % power"
-        )
+        points = f"a difference of {100 * compared['detectable']:.1f} points would have been seen with 80 % power"
+        seen = points if compared["detectable"] < 1 else "so few articles cannot show any difference"
+        return f"{names[0]} and {names[1]}: no difference shown; {flags}, and {shared}; {seen}"
     where = f"; most clearly in {worst['by']} {worst['value']}: {rates(worst)} of {worst['n']:,}" if worst else ""
     apart = f"; only {shared}" if compared["flag_apart"] else ""
     return f"{names[0]} and {names[1]} DIFFER: {flags}{where}{apart}"
