@@ -47,7 +47,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         f"encoder, else {PACKAGED_ENCODER}, the packaged one)",
     )
     parser.add_argument(
-        "--output", type=Path, help="model directory to write (default: models/ followed by the model's name)"
+        "--output",
+        type=Path,
+        help="model directory to write (default: models/ followed by the model's name and, with --teacher, -student)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a finished model in --output")
     parser.add_argument(
@@ -55,8 +57,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=tuple(RECIPES),
         default="lp-ft",
         help="lp-ft: fit the head to frozen features first, then fine-tune the upper layers on articles of which half "
-        f"are cut to the length of a feed's snippet; classic: fine-tune everything from a random head, by default at a "
-        f"learning rate of {CLASSIC.learning_rate:g}",
+        "are cut to the length of a feed's snippet; classic: fine-tune everything from a random head, or that of a "
+        f"two-label classifier, by default at a learning rate of {CLASSIC.learning_rate:g}",
     )
     smaller = parser.add_argument_group("smaller models")
     smaller.add_argument(
@@ -64,8 +66,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="learn the scores of this model, or the mean of several, besides the labels, by default at a learning "
-        f"rate of {DISTILLATION.learning_rate:g}; log loss then decides, not F1, when to stop and what to keep",
+        help="learn the scores of this model, or the mean of several, besides the labels, with lp-ft by default at "
+        f"a learning rate of {DISTILLATION.learning_rate:g}; log loss then decides, not F1, when to stop and what to "
+        "keep",
     )
     smaller.add_argument(
         "--unlabelled", type=Path, metavar="FILE", help="articles without labels, learned from the teacher alone"
@@ -86,8 +89,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--unlabelled needs --teacher, which says what its articles are")
     parser.set_defaults(**{key: value for key, value in asdict(defaults_of(args)).items() if key in args})
     args = parser.parse_args(argv)  # again: a recipe has defaults of its own, and flags that are given override them
-    args.model = args.model or base_of(args.teacher)
-    args.output = args.output or Path("models") / Path(os.path.abspath(args.model)).name
+    args.model = base_of(args.teacher) if args.model is None else args.model
+    name = Path(os.path.abspath(args.model)).name
+    args.output = args.output or Path("models") / (f"{name}-student" if args.teacher else name)
     return args
 
 

@@ -120,6 +120,10 @@ def with_lora(checkpoint: "Checkpoint", adapter: Adapter) -> "Checkpoint":
         target_modules=adapter.target_modules,
         revision=checkpoint.contract.base_revision,
     )
+    there = [f".{name}" for name, _ in checkpoint.model.named_modules()]
+    # peft objects only where none of them is there.
+    if missing := [name for name in adapter.target_modules if not any(each.endswith(f".{name}") for each in there)]:
+        raise InputError(f"--lora-target-modules: the model has no layer named {', '.join(missing)}; correct the name")
     try:
         return replace(checkpoint, model=get_peft_model(checkpoint.model, config))
     except ValueError as error:

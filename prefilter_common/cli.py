@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from prefilter_common.errors import InputError, RunError, Stopped
-from prefilter_common.processes import is_main_process
+from prefilter_common.processes import is_first_on_machine, is_main_process
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +79,9 @@ def exit_code(main: Callable[[], int]) -> int:
 def _report(error: BaseException) -> int:
     """Print what ended the script. Returns the exit code."""
     if isinstance(error, InputError):
-        if is_main_process():
+        if is_first_on_machine():
             _print_end("error", str(error))
-        else:  # every process of a job reads the same input, and once one has ended the launcher stops the others
+        else:  # every process here reads the same input, and once one has ended the launcher stops the others
             time.sleep(SECONDS_TO_PRINT)
         return 2
     if isinstance(error, (KeyboardInterrupt, Stopped)):
@@ -209,7 +209,7 @@ batch_size = whole_number(1, 4096)
 threads = whole_number(1, 1024)
 # The special tokens and a few of the article's own.
 max_length = whole_number(8, 1_000_000)
-seed = whole_number(0, 2**32 - 1)  # what NumPy takes
+seed = whole_number(0, 2**32 - 1000)  # NumPy takes less than 2^32, and --seeds counts on
 
 
 def positive_float(text: str) -> float:

@@ -18,11 +18,21 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def is_first_on_machine() -> bool:
+    """Whether this process is the first of a job on its machine."""
+    return _place_on_machine() == 0
+
+
+def _place_on_machine() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def own_device() -> str:
     """Where this process computes: its own GPU where there is one, such as ``cuda:0``, else ``cpu``."""
     import torch
 
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    # A launcher may show each process its own GPU alone.
+    return f"cuda:{_place_on_machine() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 def wait_for_all() -> None:

@@ -138,6 +138,15 @@ def test_yesterdays_model_is_put_back_only_where_that_is_asked_for(model, tmp_pa
     assert set(content(target)) == set(deployed(model))
 
 
+def test_yesterdays_model_of_an_earlier_script_is_put_back_too(model, tmp_path):
+    """Its bundle has no contract, only an engine and what recommends it."""
+    (model / CONTRACT_FILE).unlink()
+    pack(model, tmp_path / "m.tar")
+    for _ in range(2):
+        unpack(tmp_path / "m.tar", tmp_path / "m", overwrite=True)
+    assert set(content(tmp_path / "m")) == set(deployed(model)) and CONTRACT_FILE not in deployed(model)
+
+
 def listed(old, new):
     """A change of the list, which names a file ``new`` instead of ``old``."""
     return lambda name, content: content.replace(old, new) if name == "bundle.json" else content

@@ -83,6 +83,16 @@ def test_a_bad_argument_is_one_line(capsys):
     assert capsys.readouterr().err == "error: unrecognized arguments: --colour (--help lists the arguments)\n"
 
 
+@pytest.mark.parametrize(("place", "printed"), [("0", "error: no such file\n"), ("1", "")])
+def test_bad_input_is_one_line_on_each_machine_of_a_job(monkeypatch, capsys, place, printed):
+    """Files may be missing on one machine alone, and only its own processes know."""
+    monkeypatch.setattr("prefilter_common.cli.SECONDS_TO_PRINT", 0)
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("LOCAL_RANK", place)
+    assert exit_code(failing(InputError("no such file"))) == 2
+    assert capsys.readouterr().err == printed
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a broken pipe is another error elsewhere")
 def test_a_reader_that_stops_reading_is_one_line():
     script = "import sys; from prefilter_common.cli import exit_code\n"

@@ -134,8 +134,9 @@ def test_an_encoder_and_an_adapter_are_benchmarked(families, data_dir, tmp_path,
 
 def test_a_layer_that_is_not_there_is_named(tiny_models, data_dir, tmp_path, capsys):
     flags = ["--model", tiny_models["qwen"], "--data-dir", data_dir, "--output", tmp_path / "m", "--max-length", "64"]
-    assert call(train_qwen_lora, [*flags, "--lora-target-modules", "query"]) == 2
-    assert "error: --lora-target-modules: " in capsys.readouterr().err and not (tmp_path / "m").exists()
+    assert call(train_qwen_lora, [*flags, "--lora-target-modules", "q_proj", "v_porj"]) == 2
+    assert "the model has no layer named v_porj; correct the name" in capsys.readouterr().err
+    assert not (tmp_path / "m").exists()
 
 
 def test_a_killed_run_leaves_nothing_that_looks_finished(tiny_models, data_dir, tmp_path, capsys):

@@ -84,6 +84,12 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert json.loads(path.read_text(encoding="utf-8")) == {"a": "é"} and names(path.parent) == ["r.json"]
 
 
+def test_a_name_that_is_not_utf_8_is_written_and_read_back(tmp_path):
+    name = os.fsdecode(b"spl\xe9its")
+    write_json(tmp_path / "run.json", {"file": name})
+    assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8")) == {"file": name}
+
+
 def test_a_linked_directory_or_file_is_replaced_where_it_really_is(tmp_path):
     with new_directory(tmp_path / "disk" / "m") as partial:
         (partial / "f").write_text("old")

@@ -161,6 +161,15 @@ def test_a_run_is_not_continued_with_seeds_that_it_did_not_have(train, tmp_path,
         assert "continuing after step 2" in capsys.readouterr().err
 
 
+def test_several_seeds_are_not_continued_from_another_first_one(train, tmp_path, monkeypatch, capsys):
+    output, flags = tmp_path / "m", ["--seeds", 2]
+    stop_at(monkeypatch, train, 6, output, *flags)
+    capsys.readouterr()
+    assert train(output, "--seed", 50, *flags, "--resume") == 2
+    assert "the interrupted run has seed-5, seed-6, but no seed-50; pass its --seed" in capsys.readouterr().err
+    assert train(output, "--seed", 5, *flags, "--resume") == 0
+
+
 def test_what_an_earlier_job_left_of_later_seeds_is_not_continued(train, tmp_path, monkeypatch, capsys):
     output, two = tmp_path / "m", ["--seeds", 2]
     stop_at(monkeypatch, train, 6, output, *two)

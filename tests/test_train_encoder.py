@@ -68,6 +68,13 @@ def test_a_model_is_named_after_its_base_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "base")
     for given in ("org/base", ".", "below/..", str(tmp_path / "base")):
         assert train_encoder.parse_args(["--model", given]).output == Path("models/base")
+    student = train_encoder.parse_args(["--teacher", "models/base", "--model", "org/base"])
+    assert student.output == Path("models/base-student")
+
+
+def test_an_empty_model_is_not_the_packaged_encoder(tmp_path, data_dir, capsys):
+    assert call(train_encoder, ["--model", "", "--data-dir", data_dir, "--output", tmp_path / "m"]) == 2
+    assert "error: --model is empty; name a directory" in capsys.readouterr().err and not (tmp_path / "m").exists()
 
 
 def test_transformers_pipeline_loads_it_and_agrees(trained, data_dir):

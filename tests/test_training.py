@@ -7,17 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import SPLITS
 from transformers import TrainingArguments
 
-from prefilter_common.articles import JOURNALISM, Article, capped, cut, cut_at_random, format_input, labels_of
+from prefilter_common.articles import (
+    JOURNALISM,
+    Article,
+    capped,
+    cut,
+    cut_at_random,
+    format_input,
+    labels_of,
+    load_articles,
+)
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.models.records import model_card
+from prefilter_common.processes import own_device
 from prefilter_common.runinfo import peak_memory_mib
 from prefilter_common.scoring.tokenization import ArticleTokenizer
 from prefilter_common.training import fine_tuning
 from prefilter_common.training.acceleration import resolve_precision
-from prefilter_common.training.data import soft_targets
+from prefilter_common.training.data import Source, load, soft_targets
 from prefilter_common.training.fine_tuning import weighted_loss
 from prefilter_common.training.interruption.saver import CheckpointSaver
 from prefilter_common.training.progress import ProgressLog
@@ -82,6 +93,41 @@ def test_what_a_base_model_was_trained_for_does_not_change_the_loss(tmp_path, ti
     model = load_base_model(str(tmp_path / "base"), max_length=64, seed=1).model
     outputs = model(input_ids=torch.tensor([[5, 6, 7]] * 3), labels=torch.tensor([0, 1, 1]))
     assert sorted(outputs) == ["logits", "loss"] and model.config.problem_type == "single_label_classification"
+
+
+def test_a_base_model_with_a_sentencepiece_file_alone(tmp_path, tiny_models):
+    """As Multilingual MiniLM may be on the hub: BERT's architecture, XLM-R's tokenizer."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    texts = [format_input(article) for article in load_articles(SPLITS / "train.jsonl")]
+    settings = {"vocab_size": 1_998, "hard_vocab_limit": False, "minloglevel": 2}
+    base = shutil.copytree(tiny_models["minilm"], tmp_path / "base")
+    for path in base.glob("*token*"):
+        path.unlink()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_prefix=str(base / "sentencepiece.bpe"), **settings
+    )
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config |= {"tokenizer_class": "XLMRobertaTokenizer"}
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tokenizer = load_base_model(str(base), max_length=64, seed=1).tokenizer
+    ids = ArticleTokenizer.of(tokenizer).encode([Article("Half price today", "Κάτι ελληνικό")])[0]
+    assert tokenizer.unk_token_id not in ids and ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True).startswith("[TITLE] Half price today [CONTENT] Κάτι")
+
+
+def test_a_file_that_is_read_more_than_once_is_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    source = Source(SPLITS, None, None, False, None, unlabelled=tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: is no regular file, and is read more than once"):
+        load(source)
+
+
+@pytest.mark.parametrize(("visible", "device"), [(1, "cuda:0"), (4, "cuda:3")])
+def test_a_process_computes_on_its_own_gpu(monkeypatch, visible, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: visible)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert own_device() == device
 
 
 def test_a_tokenizer_written_in_python_is_refused(tmp_path, tiny_models, monkeypatch):

@@ -18,6 +18,8 @@ def locate_base(name: str) -> str:
     Does not import transformers, so that a wrong name fails at once. Raises InputError for a directory without
     a checkpoint and, when HF_HUB_OFFLINE=1 is set, for a hub name that is not in the local cache.
     """
+    if not name.strip():
+        raise InputError("--model is empty; name a directory or a hub model, or leave it out")
     if name == PACKAGED_ENCODER:
         return str(packaged_encoder())
     if Path(name).is_dir():

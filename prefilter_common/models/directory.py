@@ -99,8 +99,12 @@ def require_model_output(output: Path, overwrite: bool, inputs: Iterable[Path]) 
 
 
 def is_model(directory: Path) -> bool:
-    """Whether training wrote it: ours has a contract; earlier scripts left an adapter or an encoder that classifies."""
+    """Whether it is a model: ours has a contract; earlier scripts left an adapter or an encoder that classifies, of
+    which a bundle may hold the engine alone.
+    """
     if any((directory / file).is_file() for file in (CONTRACT_FILE, "lora_config.json", "adapter_config.json")):
+        return True
+    if any(directory.glob(f"*/{ENGINE_FILE}")):
         return True
     try:
         config = parse_json((directory / "config.json").read_text(encoding="utf-8"))

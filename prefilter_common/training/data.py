@@ -73,6 +73,9 @@ def load(source: Source) -> Data:
 
     for directory in source.teacher or ():
         require_checkpoint(directory)
+    for path in source.files.values():
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no regular file, and is read more than once; write its rows to one")
     train = capped(load_split(source.data_dir, "train"), source.max_train_samples)
     val = capped(load_split(source.data_dir, "val"), source.max_val_samples)
     require_disjoint(source.data_dir, source.allow_overlap)

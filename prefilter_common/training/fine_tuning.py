@@ -55,7 +55,6 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
     """
     set_seed(recipe.seed)
     trainer = _trainer(checkpoint, data, recipe, saver)
-    progress = saver.progress
     n_parameters, n_trainable = _count_parameters(checkpoint)
     effective_batch = recipe.articles_per_step(trainer.args.world_size)
     log.info(
@@ -73,7 +72,8 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
     heads = exit_heads(checkpoint.model) if data.teacher else nullcontext()
     with saver.signals_wait(), faster_attention(checkpoint.model, precision), heads:
         trainer.train(resume_from_checkpoint=str(saver.start) if saver.start else None)
-        seconds = progress.seconds()
+        seconds = saver.progress.seconds()
+    trainer.graphs = None  # they refer to the trainer, so that neither, nor what both have on the GPU, would be freed
     # Mixed precision leaves the forward pass wrapped, and scores must be those of the float32 weights that are saved.
     trainer.accelerator.unwrap_model(checkpoint.model, keep_fp32_wrapper=False)
     curve = [curve_entry(entry) for entry in trainer.state.log_history if "loss" in entry or "eval_f1" in entry]
@@ -92,9 +92,9 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
         "val_articles": len(data.val),
         "steps": trainer.state.global_step,
         "train_seconds": round(seconds, 1),
-        "median_step_seconds": round(float(np.median(progress.step_seconds)), 4),
+        "median_step_seconds": round(float(np.median(saver.progress.step_seconds)), 4),
         "train_articles_per_second": round(
-            effective_batch * len(progress.step_seconds) / sum(progress.step_seconds), 2
+            effective_batch * len(saver.progress.step_seconds) / sum(saver.progress.step_seconds), 2
         ),
         "effective_batch_size": effective_batch,
         "parameters": n_parameters,

@@ -55,10 +55,16 @@ def checkpoint_folder(output: Path) -> Iterator[Path]:
 def stale_seeds(folder: Path, first: Path, resume: bool) -> list[Path]:
     """What an earlier job left in ``folder`` beside the ``first`` seed's, unless it is to be continued.
 
-    Raises InputError when that trained one model only.
+    Raises InputError when that trained one model only, or began with another seed.
     """
     if resume and complete_checkpoints(folder):
         raise InputError(f"--resume: the interrupted run had no --seeds; leave that out, {FROM_SCRATCH}")
+    begun = sorted(path.name for path in folder.glob("seed-*") if complete_checkpoints(path))
+    if resume and begun and first.name not in begun:
+        raise InputError(
+            f"--resume: the interrupted run has {', '.join(begun)}, but no {first.name}; pass its --seed, "
+            f"{FROM_SCRATCH}"
+        )
     return [] if resume else [path for path in checkpoints_in(folder) if path != first]
 
 
