@@ -287,13 +287,17 @@ def near_duplicate(article, rng):
 
 
 def planted(articles, seed):
-    """30 near duplicates and 20 snippets, and the index of the original of each."""
+    """30 near duplicates, 20 snippets and 20 snippets with the footer of a site, and the index of each original."""
     rng = random.Random(seed)
     # A shorter article that loses a sentence loses half of its text, and is no longer a near duplicate.
-    places = rng.sample([i for i, a in enumerate(articles) if len(a.content) > 250], 50)
+    places = rng.sample([i for i, a in enumerate(articles) if len(a.content) > 250], 70)
+    # A snippet with a footer is found only under a title that is long enough to prove something.
+    places.sort(key=lambda i: len(articles[i].title))
     copies = [near_duplicate(articles[i], rng) for i in places[:30]]
-    snippets = [articles[i] for i in places[30:]]
-    copies += [Article(a.title, a.content[:125], a.label, f"cut-{a.id}", a.language) for a in snippets]
+    for k, i in enumerate(places[30:]):
+        a = articles[i]
+        footer = f" […] The post {a.title} appeared first on Example News." if k >= 20 else ""
+        copies.append(Article(a.title, a.content[:125] + footer, a.label, f"cut-{a.id}", a.language))
     return copies, places
 
 
@@ -313,7 +317,7 @@ def test_planted_duplicates_and_snippets_are_found_and_kept_together(seed):
     articles = [a for name in NAMES for a in load_articles(SPLITS / f"{name}.jsonl")]
     assert find_pairs(articles) == []
     found, apart = found_and_apart(articles, seed)
-    assert found >= 45 and apart == 0
+    assert found >= 65 and apart == 0
 
 
 @pytest.mark.skipif(not REGISTERS.is_dir(), reason="needs the register corpora")
@@ -323,7 +327,7 @@ def test_planted_duplicates_in_the_register_corpora(seed):
     articles = [a for name in NAMES for a in load_articles(REGISTERS / f"{name}.jsonl")]
     assert find_pairs(articles) == []
     found, apart = found_and_apart(articles, seed)
-    assert found >= 45 and apart == 0
+    assert found >= 65 and apart == 0
 
 
 def test_stubs_and_boilerplate_are_not_duplicates():
@@ -332,6 +336,19 @@ def test_stubs_and_boilerplate_are_not_duplicates():
     tail = " Follow us on social media, and sign up for our newsletter to get the best stories every morning."
     long = [Article(f"Story {i}", text[i] + tail, 0, f"l{i}") for i in range(30)]
     assert find_pairs(stubs) == [] and find_pairs(long) == []
+
+
+def test_half_of_an_article_is_enough_under_the_same_title():
+    title = "A headline of twenty characters or more"
+    a, b, c = (" ".join(f"{word}{i}{k}" for k, word in enumerate(WORDS * 4)) for i in range(3))
+    rewritten = [Article(title, f"{a} {b}", 0), Article(title.upper() + "!", f"{a} {c}", 0)]
+    (pair,) = find_pairs(rewritten)
+    assert pair.kind == "contained" and 0.5 <= pair.similarity < 0.7
+    assert find_pairs([rewritten[0], Article("Another headline", f"{a} {c}", 0)]) == []
+    assert find_pairs([rewritten[0], Article(title, c, 0)]) == []
+    own = [" ".join(f"{word}-{i}-{k}" for k, word in enumerate(WORDS * 3)) for i in range(10, 31)]
+    column = [Article(title, f"{a} {text}", 0) for text in own]
+    assert find_pairs(column) == [] and len(find_pairs(column[1:])) == 20 * 19 / 2
 
 
 def test_kinds_of_pairs():
