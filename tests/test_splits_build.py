@@ -587,6 +587,18 @@ def test_flags(tmp_path, refused, flags):
     refused(splits_command, flags, tmp_path)
 
 
+def test_a_bad_line_of_the_previous_splits_is_refused(tmp_path, refused):
+    """Its article would be new otherwise, and could move from test to train."""
+    rows = scored(60)
+    build(tmp_path, rows)
+    with (tmp_path / "out" / "test.jsonl").open("r+", encoding="utf-8") as file:
+        file.write("#")
+    base = ["build", tmp_path / "scored.jsonl", "--output"]
+    words = "test.jsonl, line 1: invalid line: "
+    refused(splits_command, [*base, tmp_path / "out", "--overwrite"], tmp_path, words=words)
+    refused(splits_command, [*base, tmp_path / "new", "--previous", tmp_path / "out"], tmp_path, words=words)
+
+
 def test_debug_shows_the_traceback(tmp_path, capsys):
     assert call(splits_command, ["build", tmp_path / "nowhere", "--output", tmp_path / "out", "--debug"]) == 2
     assert "Traceback" in capsys.readouterr().err

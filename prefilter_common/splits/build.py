@@ -23,6 +23,7 @@ from prefilter_common.splits.cleaning import (
     REPEATED,
     Row,
     ScoreRule,
+    all_articles,
     canonical,
     json_lines,
     kept_articles,
@@ -209,13 +210,12 @@ def with_own_ids(rows: Sequence[Row], before: Iterable[Article] = (), taken: Col
 
 
 def read_previous(options: BuildOptions) -> list[tuple[Article, int]]:
-    """Articles of the previous splits, each with its split."""
+    """Articles of the previous splits, each with its split. Raises InputError for a line that cannot be read."""
     folder = options.previous or options.output
-    files = {split: folder / f"{name}.jsonl" for split, name in enumerate(NAMES)}
-    present = {split: path for split, path in files.items() if path.is_file()}
+    present = [(path, split) for split, name in enumerate(NAMES) if (path := folder / f"{name}.jsonl").is_file()]
     if options.previous and not present:
         raise InputError(f"{folder}: contains no splits; check --previous")
-    return [(a, split) for split, path in present.items() for a in kept_articles(list(read_rows([path])))[1]]
+    return [(article, split) for path, split in present for article in all_articles(read_rows([path]))]
 
 
 def log_discarded(rows: Sequence[Row]) -> None:

@@ -5,10 +5,7 @@ import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import date, datetime
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,7 +18,6 @@ from prefilter_common.errors import InputError
 INVALID, NO_TEXT, NO_SCORE, MIDDLE, REPEATED = (
     "invalid line", "missing text", "no score", "score in the middle", "repeated row",
 )  # fmt: skip
-DATE_KEYS = ("published_date", "published", "date", "pubDate")
 MOJIBAKE, HTML, BROKEN_CHARACTERS, LABEL, ID = "mojibake", "html", "characters", "label", "id"
 # ``read_articles`` gives this to an article without an id. It identifies a line of one file, not an article.
 LINE_ID = re.compile(r"line-\d+")
@@ -205,6 +201,15 @@ def kept_articles(rows: Sequence[Row]) -> tuple[list[int], list[Article]]:
     return [i for i, _ in kept], [article for _, article in kept]
 
 
+def all_articles(rows: Iterable[Row]) -> list[Article]:
+    """The articles of a split's rows. Raises InputError for one that is discarded, whose article would be lost."""
+    rows = list(rows)
+    for row in rows:
+        if row.reason is not None:
+            raise InputError(f"{row.file}, line {row.line}: {row.reason}: {row.detail}; correct or delete it")
+    return kept_articles(rows)[1]
+
+
 def canonical(article: Article) -> str:
     """The article as text to sort by, the same for every order of its keys."""
     return json.dumps(to_record(article), ensure_ascii=False, sort_keys=True)
@@ -218,18 +223,6 @@ def json_lines(articles: Iterable[Article]) -> bytes:
 def _has_text(record: dict) -> bool:
     texts = [record.get(key) for key in ("title", "content", "text")]
     return any(text is not None and (not isinstance(text, str) or text.strip()) for text in texts)
-
-
-def published(article: Article) -> date | None:
-    """The day on which an article was published, from the first of the usual keys with a date; None without one."""
-    for key in DATE_KEYS:
-        value = article.extra.get(key)
-        if not isinstance(value, str):
-            continue
-        for parse in (datetime.fromisoformat, parsedate_to_datetime):
-            with suppress(ValueError, TypeError):
-                return parse(value.strip()).date()
-    return None
 
 
 def report_of(row: Row) -> CleaningRow:

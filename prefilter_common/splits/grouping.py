@@ -3,8 +3,10 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
+from email.utils import parsedate_to_datetime
 from typing import TypedDict
 
 import numpy as np
@@ -13,13 +15,14 @@ from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.language import languages
 from prefilter_common.splits.assignment import NONE, TEST, TRAIN, VAL, Population, assign
-from prefilter_common.splits.cleaning import published, text_hash
+from prefilter_common.splits.cleaning import text_hash
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs, same_id_pairs
 
 # Characters in title and content: a feed snippet, the opening of an article, a whole article.
 LENGTHS = ((250, "<250"), (1000, "250-999"))
 LONGEST = "1000+"
 LENGTH_NAMES = (*(name for _, name in LENGTHS), LONGEST)
+DATE_KEYS = ("published_date", "published", "date", "pubDate")
 
 
 class ClusterCounts(TypedDict):
@@ -165,6 +168,18 @@ def hold_newest_out(
                 "--previous"
             )
     return np.where(newer[groups], TEST, fixed)
+
+
+def published(article: Article) -> date | None:
+    """The day on which an article was published, from the first of the usual keys with a date; None without one."""
+    for key in DATE_KEYS:
+        value = article.extra.get(key)
+        if not isinstance(value, str):
+            continue
+        for parse in (datetime.fromisoformat, parsedate_to_datetime):
+            with suppress(ValueError, TypeError):
+                return parse(value.strip()).date()
+    return None
 
 
 def source_pairs(articles: Sequence[Article]) -> list[Pair]:

@@ -16,14 +16,15 @@ from prefilter_common.splits.build import drop_repeated, log_discarded, with_own
 from prefilter_common.splits.cleaning import (
     LABEL,
     Row,
+    all_articles,
     json_lines,
     kept_articles,
-    published,
     read_row,
     read_rows,
     text_hash,
 )
 from prefilter_common.splits.duplicates import clusters, find_pairs, same_id_pairs
+from prefilter_common.splits.grouping import published
 from prefilter_common.splits.guard import overlaps
 from prefilter_common.splits.manifest import (
     BuildSettings,
@@ -100,11 +101,8 @@ def read_contents(folder: Path) -> dict[str, bytes]:
 
 def parse(path: Path, content: bytes) -> list[Article]:
     """The articles in a split's file, one per non-blank line. Raises InputError for a bad line."""
-    rows = [read_row(str(path), i, line) for i, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
-    for row in rows:
-        if row.reason is not None:
-            raise InputError(f"{path}, line {row.line}: {row.reason}: {row.detail}; correct or delete it")
-    return kept_articles(rows)[1]
+    lines = enumerate(content.split(b"\n"), start=1)
+    return all_articles(read_row(str(path), i, line) for i, line in lines if line.strip())
 
 
 def discard_unanswered(rows: Iterable[Row]) -> list[Row]:

@@ -14,7 +14,7 @@ from sklearn.tree import DecisionTreeClassifier
 from prefilter_common.articles import UNKNOWN, Article
 from prefilter_common.language import languages
 from prefilter_common.splits.audit.probes import PROBE_CHARACTERS, Labelled
-from prefilter_common.splits.cleaning import published
+from prefilter_common.splits.grouping import published
 from prefilter_common.statistics.metrics import threshold_metrics
 
 # These rules are quick to fit, and a source with few articles needs all of them.
