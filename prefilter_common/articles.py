@@ -72,7 +72,7 @@ def format_input(article: Article) -> str:
 def read_articles(path: str | Path, require_labels: bool = False) -> Iterator[Article]:
     """Yield the articles of a UTF-8 JSON Lines file, one line in memory at a time.
 
-    A byte order mark, CRLF and blank lines are accepted. An article without an id gets ``line-N``.
+    A byte order mark, CRLF and blank lines are accepted. An article without an id, or a blank one, gets ``line-N``.
 
     Raises:
         InputError: no such file, no articles, or bad lines. Bad lines are skipped until the end, so that one error
@@ -196,9 +196,8 @@ def decoded(line: bytes) -> Any:
 
 def _parse_line(line: bytes, number: int, require_label: bool) -> Article:
     record = decoded(line)
-    if isinstance(record, dict) and record.get("id") is None:
-        record["id"] = f"line-{number}"
-    return Article.from_record(record, require_label)
+    article = Article.from_record(record, require_label)
+    return article if article.id is not None else replace(article, id=f"line-{number}")
 
 
 def _text(value: Any, key: str) -> str:
@@ -212,7 +211,10 @@ def _text(value: Any, key: str) -> str:
 
 
 def _name(value: Any) -> str | None:
-    return None if value is None else str(value).encode("utf-8", "replace").decode("utf-8")
+    # An empty cell of a table is "" in many exports; as an id or a source, all such articles would be one.
+    if value is None or not str(value).strip():
+        return None
+    return str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _shown(value: Any) -> str:

@@ -44,6 +44,12 @@ def test_bom_crlf_blank_lines_text_key_empty_title_and_no_final_newline(tmp_path
     assert (second.content, second.extra, second.id) == ("", {"text": "x"}, "line-4")
 
 
+def test_blank_names_are_none(tmp_path):
+    record = {**GOOD, "id": "", "language": "", "source": " "}
+    articles = load_articles(write_jsonl(tmp_path / "a.jsonl", [record, record]), require_labels=True)
+    assert [(a.id, a.language, a.source) for a in articles] == [("line-1", None, None), ("line-2", None, None)]
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

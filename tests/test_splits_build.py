@@ -530,6 +530,13 @@ def test_ids_made_up_from_line_numbers_do_not_identify_articles(tmp_path):
     assert len(assigned(tmp_path / "out")) == 60 and manifest["clusters"]["clusters"] == 0
 
 
+@pytest.mark.parametrize("flags", [[], ["--group-by", "source"]])
+def test_blank_ids_and_sources_link_nothing(tmp_path, flags):
+    manifest = build(tmp_path, [{**row, "id": "", "source": " "} for row in scored(60)], *flags)
+    assert manifest["splits"]["test"]["rows"] == 6 and manifest["clusters"]["clusters"] == 0
+    assert all(id.startswith("text-") for id in assigned(tmp_path / "out"))
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
