@@ -232,6 +232,21 @@ def test_whole_sources_or_the_newest_articles_are_held_out(tmp_path):
     build(tmp_path / "c", scored(60), "--test-after", "2026-01-18", expect=2)
 
 
+def test_articles_without_a_readable_date_are_counted_and_not_tested_on(tmp_path, capsys):
+    """The dates of an RSS feed are read."""
+    rows = [{**row, "pubDate": f"Mon, {19 if i % 10 < 2 else 12} Jan 2026 10:00:00 GMT"}
+            for i, row in enumerate(scored(100))]  # fmt: skip
+    for row in rows[:5]:
+        row["pubDate"] = "yesterday"
+    build(tmp_path, rows, "--test-after", "2026-01-18")
+    splits = assigned(tmp_path / "out")
+    assert {row["id"] for row in rows if splits[row["id"]] == "test"} == {
+        row["id"] for row in rows if row["pubDate"].startswith("Mon, 19")
+    }
+    words = "--test-after: 5 of 100 articles have no readable date, and are in train or val"
+    assert words in capsys.readouterr().err
+
+
 def test_a_test_set_of_all_days_is_not_continued_with_the_newest_articles_alone(tmp_path, capsys):
     rows = [{**row, "date": f"2026-01-{i % 18 + 1:02}"} for i, row in enumerate(scored(300))]
     build(tmp_path, rows)

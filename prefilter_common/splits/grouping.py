@@ -1,6 +1,7 @@
 """Decide which articles stay together, which keep an earlier split, and where all of them go."""
 
 import hashlib
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +18,8 @@ from prefilter_common.language import languages
 from prefilter_common.splits.assignment import NONE, TEST, TRAIN, VAL, Population, assign
 from prefilter_common.splits.cleaning import text_hash
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs, same_id_pairs
+
+log = logging.getLogger(__name__)
 
 # Characters in title and content: a feed snippet, the opening of an article, a whole article.
 LENGTHS = ((250, "<250"), (1000, "250-999"))
@@ -150,11 +153,16 @@ def hold_newest_out(
 ) -> np.ndarray:
     """``fixed``, with the clusters that have an article published after ``day``, and no others, in test.
 
-    Raises InputError.
+    Logs how many of those ``present`` have no readable date. Raises InputError.
     """
     days = [published(article) for article in articles]
     if not any(days):
         raise InputError("--test-after: no article has a date (published_date, published, date or pubDate)")
+    if undated := sum(days[i] is None for i in present.tolist()):
+        log.warning(
+            f"--test-after: {undated} of {len(present)} articles have no readable date, and are in train or val unless "
+            "they share their text with a newer one"
+        )
     newer = np.zeros(groups.max() + 1, bool)
     newer[[group for group, on in zip(groups.tolist(), days, strict=True) if on and on > day]] = True
     is_newer = newer[groups[present]]
