@@ -1,5 +1,6 @@
 """The audit finds known faults in splits, and merging adds labelled articles to train only."""
 
+import importlib
 import json
 from dataclasses import replace
 
@@ -333,6 +334,22 @@ def test_merging_into_overlapping_splits_is_refused(built, tmp_path, refused, na
     new = {"title": "New", "content": "A wholly new text", "label": 1}
     flags = [write_jsonl(tmp_path / "labelled.jsonl", [new]), "--splits", built, "--overwrite"]
     refused(splits_command, ["merge", *flags], tmp_path, words=f"train and {name} overlap")
+
+
+def test_two_merges_at_once_lose_no_answers(built, monkeypatch, capsys):
+    module = "prefilter_common.splits.merge"
+    overlaps = importlib.import_module(module).overlaps
+
+    def and_meanwhile(splits):
+        """What another process merges between the reading and the writing of this one."""
+        monkeypatch.setattr(f"{module}.overlaps", overlaps)
+        assert merge(built, [{"id": "q2", "title": "Newer", "content": "A later one", "label": 0}], "--overwrite") == 0
+        return overlaps(splits)
+
+    monkeypatch.setattr(f"{module}.overlaps", and_meanwhile)
+    assert merge(built, [{"id": "q1", "title": "New", "content": "A wholly new text", "label": 1}], "--overwrite") == 2
+    assert f"{built}: changed while merging; run the same command again" in capsys.readouterr().err
+    assert [a.id for a in load_articles(built / "train.jsonl")][-1] == "q2"
 
 
 def test_merging_into_splits_that_training_would_refuse(built, tmp_path, refused):

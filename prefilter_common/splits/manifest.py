@@ -4,7 +4,7 @@ import hashlib
 import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, TypedDict
@@ -156,6 +156,7 @@ def write_folder(
     manifest: Manifest,
     rows: Sequence[Row],
     earlier_report: Sequence[CleaningRow] = (),
+    check: Callable[[], None] | None = None,
 ) -> Manifest:
     """Write the three files, the manifest and the row-by-row report, all of them or none.
 
@@ -166,6 +167,7 @@ def write_folder(
         manifest: entries that precede the description of the files.
         rows: all rows that were read; those discarded or changed are reported.
         earlier_report: report on rows that were read for these splits before.
+        check: raises InputError if nothing may be written; called while no other process can write the folder.
 
     Returns:
         The whole manifest.
@@ -177,6 +179,8 @@ def write_folder(
     }
     whole: Manifest = {**manifest, "splits": described}
     with new_directory(target, overwrite) as folder:
+        if check:
+            check()
         for name, (content, _) in splits.items():
             (folder / f"{name}.jsonl").write_bytes(content)
         report = [report_of(row) for row in rows if row.reason or row.repairs]

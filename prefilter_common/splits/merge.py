@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 from prefilter_common.articles import Article, load_articles
@@ -88,7 +89,8 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
     }
     manifest.pop("splits", None)
     manifest["merges"] = [*manifest.pop("merges", []), record]
-    return write_folder(options.output, options.overwrite, splits, manifest, rows, earlier_report)
+    check = partial(require_unchanged, options.splits, contents)
+    return write_folder(options.output, options.overwrite, splits, manifest, rows, earlier_report, check)
 
 
 def read_contents(folder: Path) -> dict[str, bytes]:
@@ -97,6 +99,12 @@ def read_contents(folder: Path) -> dict[str, bytes]:
     for path in paths.values():
         load_articles(path, require_labels=True)
     return {name: path.read_bytes() for name, path in paths.items()}
+
+
+def require_unchanged(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Raise InputError if the splits are not as they were read, since what another merge has added would be lost."""
+    if read_contents(folder) != contents:
+        raise InputError(f"{folder}: changed while merging; run the same command again")
 
 
 def parse(path: Path, content: bytes) -> list[Article]:
