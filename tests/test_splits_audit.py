@@ -336,6 +336,13 @@ def test_merging_into_overlapping_splits_is_refused(built, tmp_path, refused, na
     refused(splits_command, ["merge", *flags], tmp_path, words=f"train and {name} overlap")
 
 
+def test_merging_nothing_that_can_be_used_is_refused(built, tmp_path, refused):
+    rows = [{"headline": "x"}, {"title": "Open", "content": "Nobody has answered this", "label": None}, ["no article"]]
+    flags = [write_jsonl(tmp_path / "labelled.jsonl", rows), "--splits", built, "--overwrite"]
+    words = "no row has both text and a label: 1 × invalid line, 1 × missing text, 1 × no label"
+    refused(splits_command, ["merge", *flags], tmp_path, words=words)
+
+
 def test_two_merges_at_once_lose_no_answers(built, monkeypatch, capsys):
     module = "prefilter_common.splits.merge"
     overlaps = importlib.import_module(module).overlaps

@@ -15,7 +15,9 @@ from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.build import drop_repeated, log_discarded, with_own_ids
 from prefilter_common.splits.cleaning import (
+    INVALID,
     LABEL,
+    NO_TEXT,
     Row,
     all_articles,
     json_lines,
@@ -64,6 +66,7 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
     held = {name: parse(options.splits / f"{name}.jsonl", content) for name, content in contents.items()}
     rows = drop_repeated(discard_contradicted(discard_unanswered(read_rows(options.inputs))))
     log_discarded(rows)
+    require_answers(rows)
     rows, answers = match_rows(discard_kept_out(rows, held, manifest.get("settings")), held)
     lines, corrected = correct(contents["train"], held["train"], answers)
     new = iter(
@@ -119,6 +122,13 @@ def discard_unanswered(rows: Iterable[Row]) -> list[Row]:
         row.discard(NO_ANSWER, '"label" is missing or null') if row.kept is not None and row.kept.label is None else row
         for row in rows
     ]
+
+
+def require_answers(rows: Sequence[Row]) -> None:
+    """Raise InputError if no row has both text and a label, as in a file of another kind."""
+    if {row.reason for row in rows} <= {INVALID, NO_TEXT, NO_ANSWER}:
+        reasons = ", ".join(f"{n:,} × {reason}" for reason, n in discarded_by_reason(rows, 0).items())
+        raise InputError(f"no row has both text and a label: {reasons}")
 
 
 def discard_contradicted(rows: Sequence[Row]) -> list[Row]:
