@@ -222,6 +222,23 @@ def test_a_missing_split_is_named_with_exit_code_2(splits, missing, capsys, tmp_
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("text", ["", "?!…"], ids=["empty", "punctuation"])
+def test_splits_without_text_are_refused(tmp_path, refused, text):
+    rows = [{"title": text, "content": text, "label": i % 2} for i in range(8)]
+    for name in NAMES:
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+    flags = [tmp_path, "--output", tmp_path / "results"]
+    refused(splits_command, ["audit", *flags], tmp_path, words=f"{tmp_path}: an audit needs at least two articles")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": 5}'])
+def test_a_damaged_tokenizer_is_named(tmp_path, refused, content):
+    path = tmp_path / "tokenizer.json"
+    path.write_text(content, encoding="utf-8")
+    flags = [SPLITS, "--model", tmp_path, "--output", tmp_path / "results"]
+    refused(splits_command, ["audit", *flags], tmp_path, words=f"{path}: cannot be read (")
+
+
 # --- merge -----------------------------------------------------------------------------------------------------------
 
 

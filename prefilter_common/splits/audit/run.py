@@ -44,6 +44,7 @@ from prefilter_common.splits.cleaning import ScoreRule
 from prefilter_common.splits.grouping import length_name
 from prefilter_common.splits.guard import manifest_warnings
 from prefilter_common.splits.manifest import MadeBy, ManifestRecord, made_by, manifest_state
+from prefilter_common.splits.shingles import normalised
 
 # Shares that the audit warns about: of truncated articles, and of traffic in a language or length that test lacks.
 MANY_CUT = 0.1
@@ -146,15 +147,19 @@ def audit(options: AuditOptions, argv: Sequence[str] = ()) -> AuditReport:
 
 
 def read_splits(folder: Path) -> dict[str, list[Article]]:
-    """The labelled articles of train, test and, if present, val. Raises InputError for a missing file or label."""
+    """The labelled articles of train, test and, if present, val.
+
+    Raises InputError for a missing file or label, and for a label with too few articles that have a letter or digit.
+    """
     for name in ("train", "test"):
         if not (folder / f"{name}.jsonl").is_file():
             raise InputError(f"{folder}: contains no {name}.jsonl; pass a folder with splits")
     paths = {name: folder / f"{name}.jsonl" for name in NAMES}
     splits = {name: load_articles(path, require_labels=True) for name, path in paths.items() if path.is_file()}
-    labels = Counter(article.label for articles in splits.values() for article in articles)
+    readable = [a for articles in splits.values() for a in articles if normalised(a.title + a.content)]
+    labels = Counter(article.label for article in readable)
     if min(labels[JOURNALISM], labels[COMMERCE]) < 2:
-        raise InputError(f"{folder}: an audit needs at least two articles of each label")
+        raise InputError(f"{folder}: an audit needs at least two articles with text of each label; add some to train")
     return splits
 
 

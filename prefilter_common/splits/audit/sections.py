@@ -178,10 +178,14 @@ def reading(splits: Mapping[str, Sequence[Article]], model: str | None) -> Readi
         if model is not None:
             raise
         return {"model": None, "max_length": None, "splits": {}, "reason": str(error)}
-    if not (directory / "tokenizer.json").is_file():
+    path = directory / "tokenizer.json"
+    if not path.is_file():
         raise InputError(f"{directory}: contains no tokenizer.json; pass a model directory")
     max_length = (read_contract(directory) or Contract()).max_length
-    tokenizer = ArticleTokenizer(Tokenizer.from_file(str(directory / "tokenizer.json")), pad_token_id=0)
+    try:
+        tokenizer = ArticleTokenizer(Tokenizer.from_file(str(path)), pad_token_id=0)
+    except Exception as error:  # the library has no class of its own
+        raise InputError(f"{path}: cannot be read ({error}); pass a model directory") from None
     shares: dict[str, SplitReading] = {}
     for name, articles in splits.items():
         lengths = np.array([len(ids) for ids in tokenizer.encode(articles)])
