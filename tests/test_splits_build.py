@@ -150,7 +150,7 @@ def test_articles_keep_their_split_when_rows_are_added_or_edited(tmp_path):
 
 
 def test_a_build_keeps_the_labels_that_merge_has_corrected(tmp_path):
-    rows = scored(300)
+    rows = scored(60)
     build(tmp_path, rows)
     wrong = load_articles(tmp_path / "out" / "train.jsonl")[3]
     answer = {"title": wrong.title, "content": wrong.content, "label": 1 - wrong.label}
@@ -168,7 +168,7 @@ def test_a_build_keeps_the_labels_that_merge_has_corrected(tmp_path):
 
 def test_a_build_keeps_the_labels_of_scored_articles_that_were_merged(tmp_path):
     """Those of --keep-middle, whose score decides nothing, and one whose score said something else."""
-    rows = scored(300)
+    rows = scored(60)
     middle = [{"id": f"m{i}", "title": f"Middle {i}", "content": f"of its own kind {i}", "commerce_score": s}
               for i, s in enumerate((5.0, 6.5, 9.0))]  # fmt: skip
     build(tmp_path, rows)
@@ -188,7 +188,7 @@ def test_a_build_keeps_the_labels_of_scored_articles_that_were_merged(tmp_path):
     ],
 )
 def test_merge_adds_nothing_that_the_build_keeps_out_of_train(tmp_path, flags, kept_out, allowed):
-    rows = [{**row, "date": f"2026-01-{i % 20 + 1:02}"} for i, row in enumerate(scored(600))]
+    rows = [{**row, "date": f"2026-01-{i % 20 + 1:02}"} for i, row in enumerate(scored(240))]
     build(tmp_path, rows, *flags)
     if "source" in kept_out:
         kept_out = {"source": load_articles(tmp_path / "out" / "test.jsonl")[0].source}
