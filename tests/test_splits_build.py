@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.splits import __main__ as splits_command
 from prefilter_common.splits.assignment import NONE, TEST, TRAIN, VAL, Population, assign, quotas
-from prefilter_common.splits.cleaning import clean_text, read_rows
+from prefilter_common.splits.cleaning import clean_text, read_rows, to_record
 from prefilter_common.splits.duplicates import clusters, find_pairs, same_id_pairs
-from prefilter_common.splits.grouping import divide
+from prefilter_common.splits.grouping import divide, length_name
 from prefilter_common.splits.manifest import manifest_state
 
 NAMES = ("train", "val", "test")
@@ -71,6 +71,15 @@ def test_sizes_and_balance_of_the_splits(tmp_path):
     }
     assert {part["rows"] for part in manifest["splits"].values()} == {1512, 189, 190}
     assert [a.commerce_score for a in load_articles(tmp_path / "middle.jsonl")] == [5.0] * 109
+
+
+def test_languages_and_lengths_are_spread_evenly():
+    articles = [Article.from_record({**row, "label": i % 2}) for i, row in enumerate(scored(600))]
+    splits = divide(articles, [], 0).splits
+    cells = [(a.label, a.language, length_name(a)) for a in articles]
+    tested = Counter(cell for cell, split in zip(cells, splits, strict=True) if split == TEST)
+    assert len(set(cells)) == 24
+    assert all(abs(tested[cell] - n / 10) < 1 for cell, n in Counter(cells).items())
 
 
 @pytest.mark.parametrize(("score", "label"), [(7.0, 1), (6.999, None), (3.0, None), (2.999, 0), (10, 1), (0, 0)])
@@ -183,6 +192,7 @@ def test_a_build_keeps_the_labels_of_scored_articles_that_were_merged(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "kept_out", "allowed"),
     [
+        (["--group-by", "source"], {"source": "one of val"}, {"source": "new.example"}),
         (["--group-by", "source"], {"source": "one of test"}, {"source": "new.example"}),
         (["--test-after", "2026-01-18"], {"date": "2026-01-19"}, {"date": "2026-01-18"}),
     ],
@@ -191,7 +201,8 @@ def test_merge_adds_nothing_that_the_build_keeps_out_of_train(tmp_path, flags, k
     rows = [{**row, "date": f"2026-01-{i % 20 + 1:02}"} for i, row in enumerate(scored(240))]
     build(tmp_path, rows, *flags)
     if "source" in kept_out:
-        kept_out = {"source": load_articles(tmp_path / "out" / "test.jsonl")[0].source}
+        name = kept_out["source"].removeprefix("one of ")
+        kept_out = {"source": load_articles(tmp_path / "out" / f"{name}.jsonl")[0].source}
     answers = [{"title": f"Answer {i}", "content": f"a text of its own {i}", "label": 1, **more}
                for i, more in enumerate((kept_out, allowed, {}))]  # fmt: skip
     queue = write_jsonl(tmp_path / "queue.jsonl", answers)
@@ -230,6 +241,16 @@ def test_whole_sources_or_the_newest_articles_are_held_out(tmp_path):
     assert dates["test"] == {"2026-01-19", "2026-01-20"}
     assert max(dates["train"] | dates["val"]) == "2026-01-18"
     build(tmp_path / "c", scored(60), "--test-after", "2026-01-18", expect=2)
+
+
+def test_one_source_is_not_the_whole_test_set(tmp_path):
+    """The largest goes to train, after which val and test lack as many articles as the next two have."""
+    sources = ["large"] * 60 + ["second"] * 20 + ["third"] * 20 + [f"small{i // 4}" for i in range(100)]
+    rows = [{**row, "source": source} for row, source in zip(scored(200), sources, strict=True)]
+    build(tmp_path, rows, "--group-by", "source")
+    for name in ("val", "test"):
+        tested = Counter(article.source for article in load_articles(tmp_path / "out" / f"{name}.jsonl"))
+        assert tested.total() == 20 and max(tested.values()) <= 20 / 3
 
 
 def test_articles_without_a_readable_date_are_counted_and_not_tested_on(tmp_path, capsys):
@@ -279,6 +300,21 @@ def test_the_manifest_reveals_changed_files(tmp_path):
     with (tmp_path / "out" / "val.jsonl").open("a", encoding="utf-8") as file:
         file.write("\n")
     assert manifest_state(tmp_path / "out")["differs"] == ["val"]
+
+
+def test_of_articles_in_two_previous_splits_the_one_in_test_is_kept(tmp_path):
+    rows = scored(60)
+    build(tmp_path, rows)
+    tested = load_articles(tmp_path / "out" / "test.jsonl")[:2]
+    same, louder = ({**to_record(a), "id": f"in train-{a.id}"} for a in tested)
+    louder["content"] = louder["content"].upper()
+    with (tmp_path / "out" / "train.jsonl").open("a", encoding="utf-8") as train:
+        train.writelines(json.dumps(row) + "\n" for row in (same, louder))
+    manifest = build(tmp_path, [*rows, same, louder], "--overwrite")
+    after = assigned(tmp_path / "out")
+    assert [after[a.id] for a in tested] == ["test", "test"] and after[same["id"]] == "test"
+    assert louder["id"] not in after
+    assert manifest["discarded_rows"] == {"same text as articles in different splits": 1}
 
 
 def test_previous_splits_need_no_manifest(tmp_path):
