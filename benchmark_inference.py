@@ -54,10 +54,9 @@ from prefilter_common.outputs import require_files
 from prefilter_common.scoring.engines.interface import ENGINES, EngineName
 
 if TYPE_CHECKING:
+    from prefilter_common.benchmark.conditions import Conditions, Options
     from prefilter_common.benchmark.data import Data
     from prefilter_common.benchmark.report import BenchmarkFile, RecommendationFile
-    from prefilter_common.benchmark.rows import Conditions
-    from prefilter_common.benchmark.run import Options
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     results, plot = outputs_of(args, directory)
     # Not at the top: every worker process imports this script, and its memory must be its engine's own.
     from prefilter_common.benchmark import run
+    from prefilter_common.benchmark.conditions import conditions_of
     from prefilter_common.benchmark.report import card, picture, report, results_and_summary
     from prefilter_common.benchmark.stages.cascade import folder_of, store_cascade
     from prefilter_common.runinfo import now, run_info
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     if contract := read_contract(directory):
         run.readings_of(contract, options)  # refuses lengths beyond the model's
     provenance = run_info(argv, files)
-    machine = run.conditions_of(options)
+    machine = conditions_of(options)
     reference, data = run.take_reference(directory, data, options)
     conditions: Conditions = {**machine, **run.articles_of(reference, data)}
     readings = run.readings_of(reference.contract, options)
@@ -206,8 +206,8 @@ def load_data(args: argparse.Namespace) -> "tuple[Data, dict[str, Path]]":
 
 def options_of(args: argparse.Namespace) -> "Options":
     """What to compare, on which device and how."""
+    from prefilter_common.benchmark.conditions import Options
     from prefilter_common.benchmark.fidelity import Tolerance
-    from prefilter_common.benchmark.run import Options
 
     return Options(
         engines=args.engines,

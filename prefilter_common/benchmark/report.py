@@ -6,15 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TypedDict
 
+from prefilter_common.benchmark.conditions import Conditions, Options
 from prefilter_common.benchmark.rows import (
     BenchmarkRow,
-    Conditions,
     Reference,
     frontier,
     name_of,
     recommend,
 )
-from prefilter_common.benchmark.run import Options
 from prefilter_common.benchmark.stages.limits import StageNote
 from prefilter_common.cli import printable, table
 from prefilter_common.evaluation.choice.rules import CRITERIA

@@ -47,34 +47,6 @@ class Reference:
     distinct: np.ndarray
 
 
-class Machine(TypedDict):
-    """What the timings depend on besides the model; ``matrix_gflops`` by precision, None where it is not available."""
-
-    device: str
-    threads: int
-    rounds: int
-    cpu_load_before_percent: float
-    matrix_gflops: dict[str, float | None]
-
-
-class Articles(TypedDict):
-    """``median_characters`` of the test articles' contents, ``lengths_like`` the file to whose lengths they were cut or
-    None; ``compared_articles``, also by role.
-    """
-
-    median_characters: int
-    lengths_like: str | None
-    mean_tokens: float
-    max_tokens: int
-    timed_articles: int
-    compared_articles: int
-    compared: dict[str, int]
-
-
-class Conditions(Machine, Articles):
-    """What was timed, on what."""
-
-
 class WorkerFacts(TypedDict):
     """What is known of an engine's process: precision, seconds to load, memory, size on disk."""
 

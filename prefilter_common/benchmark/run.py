@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -12,13 +12,11 @@ import numpy as np
 
 from prefilter_common.articles import labels_of
 from prefilter_common.benchmark.bounds import matrix_rates, operations
+from prefilter_common.benchmark.conditions import Articles, Options
 from prefilter_common.benchmark.data import Data, texts_worth_comparing
-from prefilter_common.benchmark.fidelity import Tolerance
 from prefilter_common.benchmark.rows import (
-    Articles,
     BenchmarkRow,
     Configuration,
-    Machine,
     Reference,
     Single,
     WorkerFacts,
@@ -38,38 +36,6 @@ from prefilter_common.scoring.engines.pytorch import TorchEngine
 from prefilter_common.scoring.scorer import Scorer
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to compare, on which device and how; ``max_lengths`` is None for the model's own."""
-
-    engines: Sequence[EngineName]
-    max_lengths: Sequence[int] | None
-    no_stages: bool
-    batch_sizes: Sequence[int]
-    tolerance: Tolerance
-    device: str
-    rounds: int
-    threads: int | None
-
-
-def conditions_of(options: Options) -> Machine:
-    """Device, threads, load and the machine's matrix rates, before anything is timed. Raises InputError."""
-    import psutil
-    import torch
-
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch finds no GPU here; install its CUDA build, or pass --device cpu")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    return {
-        "device": options.device,
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
-        "cpu_load_before_percent": psutil.cpu_percent(interval=0.5),
-        "matrix_gflops": matrix_rates(options.device),
-    }
 
 
 def take_reference(directory: Path, data: Data, options: Options) -> tuple[Reference, Data]:
