@@ -89,6 +89,19 @@ def test_decisions_are_compared_on_distinct_texts_traffic_first():
     assert Data(test, test).comparing(100).all_more == []
 
 
+def test_what_the_model_cannot_read_is_not_compared_and_makes_room_for_what_it_can():
+    test, train, week = articles(5, "test"), articles(100, "train"), articles(30, "traffic")
+    data = Data(test, test, train, traffic=[*week, *week[:5]])
+
+    def unread(some):
+        return np.array([article.title.split()[1] in ("1", "20") for article in some], dtype=bool)
+
+    chosen = data.comparing(50, unread)
+    assert {role: len(part) for role, part in chosen.more.items()} == {"traffic": 28, "train": 22}
+    assert not unread(chosen.all_more).any() and len(chosen.unseen) == 50
+    assert chosen.n_unread == 1 + 2 + 2 and data.comparing(50).n_unread == 0  # each text once
+
+
 def test_an_update_of_a_story_that_a_stage_was_fitted_on_does_not_judge_it():
     """A feed whose second half has the stories of the first again, with other words, and ten without a title."""
     week = [Article(f"story {i % 50}" if i < 100 else "", f"text {i}") for i in range(110)]

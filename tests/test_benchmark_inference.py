@@ -295,6 +295,26 @@ def test_an_engine_and_a_first_pass_refused_on_few_texts_are_accepted_with_traff
     assert [row["parity"]["points"]["default"]["n"] for row in earlier["rows"]] == [176, 16]
 
 
+def test_what_the_model_cannot_read_says_nothing_for_an_engine(run, model, data_dir, tmp_path, capsys):
+    """With every engine it scores 0, so that no number of such texts shows that one decides as the reference does."""
+    pytest.importorskip("onnxruntime")
+    write_contract(model, replace(read_contract(model), max_unknown=0.3))
+    unread = [{"title": f"ახალი ამბები {i}", "content": "დღეს ქალაქში", "label": i % 2} for i in range(160)]
+    traffic = write_jsonl(tmp_path / "feed.jsonl", unread)
+    known = [json.loads(line) for line in (data_dir / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    data = write_jsonl(tmp_path / "mixed.jsonl", [row for both in zip(known, unread, strict=False) for row in both])
+    flags = ["--engines", "onnxruntime-fp32", "--no-stages", "--traffic", traffic, "--n-samples", 32]
+    code, result = run(*flags, data=data)
+    assert code == 0 and result["conditions"]["compared"] == {"test": 16}
+    assert result["conditions"]["timed_articles"] == 16 and result["conditions"]["unread_articles"] == 160
+    assert [row["parity"]["points"]["default"]["n"] for row in result["rows"]] == [16, 16]
+    assert result["rows"][1]["refused"].startswith("0 of 16 decisions changed at default, so up to ")
+    assert "without 160 texts that the model cannot read: with every engine they score 0" in capsys.readouterr().out
+    code, _ = run(*flags, data=traffic)
+    assert code == 2
+    assert "tiny: knows the characters of none of the test articles; pass others as" in capsys.readouterr().err
+
+
 def test_everything_is_cut_to_the_lengths_of_a_file_but_what_calibrates_int8(
     run, data_dir, tmp_path, monkeypatch, capsys
 ):

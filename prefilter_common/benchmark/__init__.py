@@ -14,7 +14,8 @@ Fidelity. Each row has the share of changed decisions with its upper 95 % limit,
 the F1 difference with its interval. Whether an engine decides as the reference does needs no labels: decisions are
 compared on test articles and on as many distinct texts of ``--traffic``, training and validation articles as the
 reference scores in a minute, traffic first; at least 1,200, and at most as many as show in 19 of 20 cases that an
-engine which changes half of the tolerated share is inside it (4,048 by default). A row is refused where F1 may be
+engine which changes half of the tolerated share is inside it (4,048 by default). What a model with a reduced vocabulary
+cannot read is neither compared nor timed: with every engine it scores 0. A row is refused where F1 may be
 ``--max-f1-loss`` lower than the reference's or, for an engine or precision, where more than ``--max-changed`` of the
 decisions may change; what reads less is refused with its engine. Where that is for want of texts, the reason says how
 many it takes. If no decision changes, 368 articles show that fewer than 1 % do; if 0.5 % change, about 1,500.

@@ -36,7 +36,7 @@ class Machine(TypedDict):
 
 class Articles(TypedDict):
     """``median_characters`` of the test articles' contents, ``lengths_like`` the file to whose lengths they were cut or
-    None; ``compared_articles``, also by role.
+    None; ``compared_articles``, also by role; ``unread_articles`` were left out of these, and of those that are timed.
     """
 
     median_characters: int
@@ -46,6 +46,7 @@ class Articles(TypedDict):
     timed_articles: int
     compared_articles: int
     compared: dict[str, int]
+    unread_articles: int
 
 
 class Conditions(Machine, Articles):

@@ -1,7 +1,7 @@
 """The articles of a benchmark: which are timed, on which decisions are compared, and how long they are."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,15 +23,19 @@ ENOUGH = 11
 HOLD_OUT_EVERY = 4
 
 
+def _none_of(articles: Sequence[Article]) -> np.ndarray:
+    return np.zeros(len(articles), dtype=bool)
+
+
 @dataclass(frozen=True)
 class Data:
     """The articles of one benchmark, all at the length that is benchmarked.
 
     ``timed``, a part of ``test``, are timed one at a time; ``val`` choose stages. ``more`` are other texts on which
     decisions are compared, by role: ``traffic``, ``train``, ``val``; on those in ``unseen``, (k,) bool, no stage is
-    fitted or chosen. ``whole_train`` are the training articles in full: they calibrate int8, since a converted model
-    is kept for benchmarks at every length, and a first stage learns more from them. ``lengths_like`` is the file to
-    whose lengths the others were cut.
+    fitted or chosen. ``n_unread`` texts that the model cannot read are not compared. ``whole_train`` are the training
+    articles in full: they calibrate int8, since a converted model is kept for benchmarks at every length, and a first
+    stage learns more from them. ``lengths_like`` is the file to whose lengths the others were cut.
     """
 
     test: list[Article]
@@ -43,6 +47,7 @@ class Data:
     lengths_like: Path | None = None
     more: Mapping[str, Sequence[Article]] = field(default_factory=dict)
     unseen: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    n_unread: int = 0
 
     @property
     def fitting(self) -> list[Article]:
@@ -56,8 +61,9 @@ class Data:
     def _earlier_traffic(self) -> list[Article]:
         return self.traffic[: len(self.traffic) // 2]
 
-    def comparing(self, limit: int) -> "Data":
-        """With ``more``: distinct texts that the test set lacks, at most ``limit``, traffic first.
+    def comparing(self, limit: int, unread: Callable[[Sequence[Article]], np.ndarray] = _none_of) -> "Data":
+        """With ``more``: distinct texts that the test set lacks, at most ``limit``, traffic first; none that is
+        ``unread``, (n,) bool of n articles: with every engine it scores the same.
 
         The rest is divided between validation articles, which the weights do not know, and training articles. Of
         traffic and training articles those come first on which no stage is fitted or chosen.
@@ -67,6 +73,8 @@ class Data:
         parts = [self.test, _but_held_out(self.train), earlier, self.val, later, self.train[::HOLD_OUT_EVERY]]
         together = [article for part in parts for article in part]
         distinct = distinct_texts(together)[0]
+        left_out = unread([together[i] for i in distinct.tolist()])
+        distinct = distinct[~left_out]
         of_part = np.searchsorted(np.cumsum([len(part) for part in parts]), distinct, side="right")
         fitting, earlier, val, later, held_out = (
             [together[i] for i in distinct[of_part == part].tolist()] for part in range(1, len(parts))
@@ -84,7 +92,7 @@ class Data:
         # A stage has seen a text where it saw the same story, by its title, as in ``stages.soft_labels``.
         stories = {article.title for article in [*self.fitting, *self.val]} - {""}
         other = np.array([article.title not in stories for article in chosen.all_more], dtype=bool)
-        return replace(chosen, unseen=unseen & other)
+        return replace(chosen, unseen=unseen & other, n_unread=int(left_out.sum()))
 
     @property
     def all_more(self) -> list[Article]:

@@ -107,6 +107,7 @@ def report(result: BenchmarkResult) -> str:
     """Speed, then cost and fidelity of each row; what was refused or skipped and why; the recommendation."""
     rows, conditions = result["rows"], result["conditions"]
     compared = [f"{n:,} of {role}" for role, n in conditions["compared"].items()]
+    unread = conditions["unread_articles"]
     speed = [["", "ms", "p50", "p95", "p99", "speed", "rounds", "bound", "articles/s", "speed"]]
     cost = [["", "F1 %", "changed", "largest", "MiB", "disk", "load s", ""]]
     speed += [_speed_cells(row) for row in rows]
@@ -122,6 +123,7 @@ def report(result: BenchmarkResult) -> str:
         f"decisions were compared on {conditions['compared_articles']:,} articles: {', '.join(compared)}",
         "  (rows with stages: only on those on which no stage was fitted or chosen)"
         + ("" if "traffic" in conditions["compared"] else "; --traffic FILE adds more"),
+        *([f"  without {unread:,} texts that the model cannot read: with every engine they score 0"] if unread else []),
         "",
         *_stage_lines(rows),
         *(f"refused: {name_of(row)}: {row['refused']}" for row in rows if row["refused"]),

@@ -32,8 +32,8 @@ class Reference:
 
     ``scores`` (n,) of the test articles, ``labels`` (n,) or None, ``n_tokens`` (n,) as read, ``more`` (k,) scores of
     other articles on which decisions are compared, and ``unseen`` (k,) bool: on which of them no stage was fitted or
-    chosen; ``distinct`` (m,) places of test articles with different texts, on which fidelity is judged; ``operations``
-    maps a part of the model and the shape of a batch to the operations of its forward pass.
+    chosen; ``distinct`` (m,) places of test articles with different texts that the model reads, on which fidelity is
+    judged; ``operations`` maps a part of the model and the shape of a batch to the operations of its forward pass.
     """
 
     contract: Contract
@@ -117,7 +117,8 @@ def row_of(
     bound_ms = n_operations / rate / 1e6 if rate else None
     scores = next(iter(bulk.values())).scores
     fidelity, refused = judge(configuration, reference, scores, more, tolerance)
-    per_second = {str(size): round(len(scores) / found.seconds, 2) for size, found in bulk.items()}
+    n_read = {size: int((found.decided_by <= len(configuration.stages)).sum()) for size, found in bulk.items()}
+    per_second = {str(size): round(n_read[size] / found.seconds, 2) for size, found in bulk.items()}
     f1, f1_interval = f1_with_interval(reference, scores)
     summary = latency_summary(tokenize + forward)
     return {

@@ -23,7 +23,7 @@ from prefilter_common.benchmark.rows import (
     refuse_with_their_engine,
     row_of,
 )
-from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of
+from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of, readable
 from prefilter_common.benchmark.timing import Answer, Worker
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
@@ -43,13 +43,17 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
 
     Returns:
         The reference, whose contract contains those stages; where none are chosen, the ones it had. And the data
-        with ``more``, the other texts on which decisions are compared, as many as the reference has time for.
+        with ``more``, the other texts on which decisions are compared, as many as the reference has time for, and
+        without what the model cannot read.
 
     Raises:
-        InputError: the model cannot be loaded, or yields scores that are not numbers.
+        InputError: the model cannot be loaded, yields scores that are not numbers, or reads none of the timed articles.
     """
     scorer = Scorer.load(directory, options.device, REFERENCE)
     assert isinstance(scorer.engine, TorchEngine)
+    data = replace(data, timed=readable(scorer, data.timed))
+    if not data.timed:
+        raise InputError(f"{directory}: knows the characters of none of the test articles; pass others as --test-data")
     batch_size = options.batch_sizes[0]
     if options.no_stages:
         contract = read_contract(directory)
@@ -62,7 +66,8 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
     start = time.perf_counter()
     scores = scorer.score(data.test, batch_size)
     per_second = len(scores) / (time.perf_counter() - start)
-    data = data.comparing(texts_worth_comparing(options.tolerance, per_second))
+    data = data.comparing(texts_worth_comparing(options.tolerance, per_second), scorer.unread)
+    distinct = distinct_texts(data.test)[0]
     reference = Reference(
         contract=replace(scorer.contract, stages=cascade.stages),
         scores=scores,
@@ -73,7 +78,7 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         more=scorer.score(data.all_more, batch_size),
         # On which texts the stages of an earlier run were fitted is not known.
         unseen=data.unseen & bool(cascade.notes),
-        distinct=distinct_texts(data.test)[0],
+        distinct=distinct[~scorer.unread([data.test[i] for i in distinct.tolist()])],
     )
     return reference, data
 
@@ -89,6 +94,7 @@ def articles_of(reference: Reference, data: Data) -> Articles:
         "timed_articles": len(data.timed),
         "compared_articles": sum(compared.values()),
         "compared": compared,
+        "unread_articles": data.n_unread,
     }
 
 
