@@ -2,12 +2,12 @@
 """Decide how to run a model: every engine and precision that this machine has, side by side, with its fidelity.
 
 Articles are scored one at a time, as in production and including tokenising, in several rounds in which the
-configurations take turns; then all together in batches. Each configuration is compared with PyTorch in fp32 that reads
-every article in full: one that may lose F1 beyond the tolerance or, as an engine, changes too many decisions is never
-recommended, however fast it is. Engines are converted into folders inside the model directory where they are missing.
-With validation articles, stages that decide some articles before they are read in full are chosen and kept in
-prefilter.json: a linear first stage (first_stage.npz), and exits after some of an encoder's layers (early_exits.npz) or
-a short read.
+configurations take turns, after one that is not counted; then all together in batches. Each configuration is compared
+with PyTorch in fp32 that reads every article in full: one that may lose F1 beyond the tolerance or, as an engine,
+changes too many decisions is never recommended, however fast it is. Engines are converted into folders inside the model
+directory where they are missing. With validation articles, stages that decide some articles before they are read in
+full are chosen and kept in prefilter.json: a linear first stage (first_stage.npz), and exits after some of an encoder's
+layers (early_exits.npz) or a short read.
 
 With --lengths-like all of this is at the length of production. --traffic adds unlabelled texts: the first half of them
 teaches the stages. Decisions are compared on as many texts as the tolerance needs, but beyond 1,200 only on as many as

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import shutil
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from malformed import snapshot
 import benchmark_inference
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.benchmark import rows as benchmark
+from prefilter_common.benchmark import timing
 from prefilter_common.benchmark.report import latency_verdict
 from prefilter_common.benchmark.stages.cascade import Cascade
 from prefilter_common.benchmark.timing import Single, Worker
@@ -22,6 +24,7 @@ from prefilter_common.models.contract import Stage
 from prefilter_common.models.directory import ENGINE_FILE, read_contract, read_record, write_contract
 from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import REFERENCE, EngineName
+from prefilter_common.scoring.engines.pytorch import TorchEngine
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.scoring.stages.first_stage import TABLE_BITS, FirstStage
 
@@ -137,6 +140,25 @@ def test_an_engine_that_is_unavailable_is_a_row_with_its_reason(run, monkeypatch
     assert code == 0 and len(result["rows"]) == 1
     assert result["skipped"]["openvino-fp32"] == "openvino is not installed; pip install openvino"
     assert "skipped: onnxruntime-int8: onnxruntime is not installed" in capsys.readouterr().out
+
+
+def test_what_an_engine_does_at_first_is_not_counted(run, monkeypatch, tmp_path):
+    """It may compile kernels for each new shape, which here takes 100 seconds of the clock."""
+    shapes, clock, real = set(), time.perf_counter, timing._Counting.__call__
+
+    def first_compiles(self, input_ids, attention_mask):
+        shapes.add(input_ids.shape)
+        return real(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(timing._Counting, "__call__", first_compiles)
+    monkeypatch.setattr(TorchEngine, "width_step", 16)
+    monkeypatch.setattr("time.perf_counter", lambda: clock() + 100 * len(shapes))
+    stubs = write_jsonl(tmp_path / "stubs.jsonl", [{"title": "", "content": "x" * n} for n in (0, 0, 400)])
+    flags = ["--engines", "pytorch-fp32", "--no-stages", "--lengths-like", stubs]
+    code, result = run(*flags, "--n-samples", 16, "--batch-sizes", 1, 8)
+    assert code == 0 and len(shapes) > 2
+    (row,) = result["rows"]
+    assert row["max_ms"] < 50_000 and min(row["articles_per_second"].values()) > 1
 
 
 @pytest.mark.parametrize("method", ["single", "bulk"])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import call
+from stub_engine import StubEngine
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import benchmark_inference
@@ -110,6 +111,13 @@ def test_what_is_not_a_model_is_named(tmp_path, trained):
 def test_single_article_timings(scorer, articles):
     tokenize, forward = time_single_articles(scorer, articles[:4])
     assert tokenize.shape == forward.shape == (4,) and (tokenize > 0).all() and (forward > 0).all()
+
+
+def test_every_article_is_read_once_before_it_is_timed(scorer, articles):
+    """An engine may compile kernels for each new width."""
+    counted = Scorer(engine := StubEngine(), scorer.tokenizer, scorer.contract)
+    time_single_articles(counted, articles[:9])
+    assert len(engine.rows) == 18 and engine.rows[:9] == engine.rows[9:]
 
 
 @pytest.fixture(scope="module")

@@ -165,16 +165,21 @@ def measure(
                     found[c] = run(c, workers[c.engine])
         return found
 
+    def single(c: Configuration, worker: Worker) -> Single:
+        return worker.single(data.timed, c.max_length, c.stages)
+
+    log.info(f"one round that is not counted: {len(configurations)} configurations")
+    each(single)  # engines allocate memory and, for each new width, some compile kernels
     rounds: dict[Configuration, list[Single]] = {c: [] for c in configurations}
     for number in range(options.rounds):
         log.info(f"round {number + 1}/{options.rounds}: {len(configurations)} configurations")
-        for c, single in each(lambda c, worker: worker.single(data.timed, c.max_length, c.stages)).items():
-            rounds[c].append(single)
+        for c, found in each(single).items():
+            rounds[c].append(found)
     peak = each(lambda c, worker: worker.peak_memory_mib())
     bulk = each(
         lambda c, worker: {size: worker.bulk(data.test, c.max_length, c.stages, size) for size in options.batch_sizes}
     )
-    more = each(lambda c, worker: worker.bulk(data.all_more, c.max_length, c.stages, options.batch_sizes[0]).scores)
+    more = each(lambda c, worker: worker.scores(data.all_more, c.max_length, c.stages, options.batch_sizes[0]))
     facts = each(
         lambda c, worker: WorkerFacts(
             precision=worker.opened["precision"],

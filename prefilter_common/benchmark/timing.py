@@ -90,6 +90,12 @@ class Worker:
         """Time all articles together."""
         return self._ask(_bulk, articles, max_length, stages, batch_size)
 
+    def scores(
+        self, articles: Sequence[Article], max_length: int, stages: Sequence[Stage], batch_size: int
+    ) -> np.ndarray:
+        """P(commerce) of each article, (n,), untimed."""
+        return self._ask(_scores, articles, max_length, stages, batch_size)
+
     def peak_memory_mib(self) -> float:
         """The peak resident memory of the process so far."""
         return self._ask(_peak)
@@ -160,7 +166,7 @@ def _single(articles: Sequence[Article], max_length: int, stages: Sequence[Stage
     from prefilter_common.scoring.latency import time_stages
 
     scorer = _scorer.reading(max_length, stages)
-    # The longest article makes the libraries allocate all the memory that they will need.
+    # Others had their turn: the longest article brings this engine's threads and memory back.
     scorer.score([max(articles, key=lambda article: len(article.content))])
     _engine.shapes.clear()
     return Single(*time_stages(scorer, articles), list(_engine.shapes))
@@ -168,9 +174,15 @@ def _single(articles: Sequence[Article], max_length: int, stages: Sequence[Stage
 
 def _bulk(articles: Sequence[Article], max_length: int, stages: Sequence[Stage], batch_size: int) -> Bulk:
     scorer = _scorer.reading(max_length, stages)
+    if _engine.width_step > 1:  # it compiles kernels for each new shape of a batch
+        scorer.decide(articles, batch_size)
     start = time.perf_counter()
     scores, decided_by = scorer.decide(articles, batch_size)
     return Bulk(time.perf_counter() - start, scores, decided_by)
+
+
+def _scores(articles: Sequence[Article], max_length: int, stages: Sequence[Stage], batch_size: int) -> np.ndarray:
+    return _scorer.reading(max_length, stages).score(articles, batch_size)
 
 
 def _peak() -> float:

@@ -9,16 +9,14 @@ from prefilter_common.articles import Article
 from prefilter_common.scoring.scorer import Scorer
 
 
-def time_single_articles(scorer: Scorer, articles: Sequence[Article], warmup: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def time_single_articles(scorer: Scorer, articles: Sequence[Article]) -> tuple[np.ndarray, np.ndarray]:
     """Time each article on its own, as a pipeline does that scores on arrival.
 
     Returns:
-        Two (n,) arrays of seconds: tokenising, and reading. The ``warmup`` longest articles are scored first,
-        uncounted, so that the libraries allocate all the memory that they will need.
+        Two (n,) arrays of seconds: tokenising, and reading. All articles are read once before, uncounted: the libraries
+        allocate memory and, for each new width, some compile kernels.
     """
-    by_length = sorted(articles, key=lambda article: len(article.title) + len(article.content))
-    for article in by_length[max(0, len(by_length) - warmup) :]:
-        scorer.score([article])
+    time_stages(scorer, articles)
     tokenize, stages = time_stages(scorer, articles)
     return tokenize, stages.sum(1)
 
