@@ -21,7 +21,7 @@ from prefilter_common.errors import InputError
 from prefilter_common.files import write_json
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Stage
-from prefilter_common.models.directory import ENGINE_FILE, read_contract, read_record, write_contract
+from prefilter_common.models.directory import ENGINE_FILE, read_contract, read_record, sha256_of, write_contract
 from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import REFERENCE, EngineName
 from prefilter_common.scoring.engines.pytorch import TorchEngine
@@ -83,6 +83,8 @@ def test_the_rows_the_files_and_the_last_line(run, model, capsys, tmp_path, monk
     record = recommendation(model)
     assert record["engine"] == min(result["rows"], key=lambda row: row["avg_ms"])["engine"]
     assert record["model"] == "tiny" and record["n_samples"] == 4
+    hashes = [None, sha256_of(model / "onnxruntime-fp32" / ENGINE_FILE)]
+    assert [row["engine_sha256"] for row in result["rows"]] == hashes and record["engine_sha256"] in hashes
     assert (tmp_path / "results" / "benchmark_tiny.png").read_bytes().startswith(b"\x89PNG")
     out = capsys.readouterr().out.splitlines()
     assert "decisions were compared on 80 articles: 16 of test, 48 of train, 16 of val" in out

@@ -9,8 +9,9 @@ import pytest
 
 from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
+from prefilter_common.models.bundle import pack, unpack
 from prefilter_common.models.contract import Contract, Stage
-from prefilter_common.models.directory import write_contract
+from prefilter_common.models.directory import sha256_of, write_contract
 from prefilter_common.scoring.engines import conversion, interface
 from prefilter_common.scoring.scorer import Scorer
 
@@ -118,6 +119,23 @@ def test_a_recommendation_whose_checkpoint_has_changed(model, caplog):
     config.write_text(config.read_text() + "\n")
     assert chosen(model) == ("pytorch-fp32", 64, ())
     assert len(warnings_of(caplog)) == 1 and "made from this checkpoint" in caplog.text
+
+
+def test_an_engine_that_was_converted_again_is_not_the_one_that_was_judged(model, caplog, tmp_path):
+    """As a benchmark leaves it that was stopped before it had judged what it converted."""
+    judged = sha256_of(model / NAME / "engine.json")
+    recommend(model, engine=NAME, max_length=48, stages=[], engine_sha256=judged)
+    assert chosen(model) == (NAME, 48, ())
+    pack(model, tmp_path / "m.tar")
+    unpack(tmp_path / "m.tar", tmp_path / "there")
+    assert chosen(tmp_path / "there") == (NAME, 48, ()) and not warnings_of(caplog)
+    record = model / NAME / "engine.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"version": 0}))
+    assert chosen(model) == ("pytorch-fp32", 64, ())
+    why = f"{NAME}: was made again since it was recommended; python benchmark_inference.py --model {model} judges it"
+    assert [why in record.getMessage() for record in warnings_of(caplog)] == [True]
+    with pytest.raises(InputError, match=f"{NAME}: made again since it was recommended; python benchmark_inf"):
+        pack(model, tmp_path / "again.tar")
 
 
 def test_a_recommendation_that_is_not_installed(model, caplog, monkeypatch):

@@ -52,5 +52,5 @@ how many were timed and compared), ``tolerance``, ``stages`` and ``stages_on_val
 has what share of the test articles each stage decides, and its milliseconds), ``skipped`` (engine or stage ->
 reason), ``recommended`` and ``verdict``. ``cpu_benchmark.json`` in the model directory holds the recommended row,
 with the earlier keys ``model n_samples avg_ms p50_ms p95_ms p99_ms min_ms max_ms``; ``Scorer.load`` reads ``engine
-max_length stages`` from it.
+max_length stages engine_sha256`` from it, and skips an engine that was converted again since.
 """

@@ -48,9 +48,10 @@ class Reference:
 
 
 class WorkerFacts(TypedDict):
-    """What is known of an engine's process: precision, seconds to load, memory, size on disk."""
+    """What is known of an engine's process: precision, hash of its ``engine.json``, seconds to load, memory, disk."""
 
     precision: str
+    engine_sha256: str | None
     load_s: float
     disk_mib: float
     peak_memory_mib: int
@@ -124,6 +125,7 @@ def row_of(
     return {
         "engine": str(configuration.engine),
         "precision": facts["precision"],
+        "engine_sha256": facts["engine_sha256"],
         "max_length": configuration.max_length,
         "stages": [stage.name for stage in configuration.stages],
         "stage_costs": stage_costs(configuration, rounds, next(iter(bulk.values())).decided_by),

@@ -183,6 +183,7 @@ def measure(
     facts = each(
         lambda c, worker: WorkerFacts(
             precision=worker.opened["precision"],
+            engine_sha256=worker.opened["engine_sha256"],
             load_s=worker.opened["load_s"],
             disk_mib=_disk_mib(directory, c.engine),
             peak_memory_mib=round(peak[c]),

@@ -31,10 +31,11 @@ Shape = tuple[int, int, int]  # of a forward pass: which part of the model, arti
 
 
 class Opened(TypedDict):
-    """Seconds to load an engine, and the precision that it really uses."""
+    """Seconds to load an engine, the precision that it really uses, and the hash of its ``engine.json``, or None."""
 
     load_s: float
     precision: str
+    engine_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _open(directory: Path, fitted: Path, engine: "EngineName", device: str, thre
     """Load, timed from the first import on."""
     global _scorer, _engine
     start = time.perf_counter()
-    from prefilter_common.models.directory import read_contract
+    from prefilter_common.models.directory import ENGINE_FILE, read_contract, sha256_of
     from prefilter_common.scoring.scorer import Scorer
 
     _scorer = Scorer.load(directory, device if engine.library == "pytorch" else None, engine, threads)
@@ -159,7 +160,9 @@ def _open(directory: Path, fitted: Path, engine: "EngineName", device: str, thre
         _scorer.with_files_of(fitted, contract.stages)
     seconds = time.perf_counter() - start
     _scorer.engine = _engine = _Counting(_scorer.engine)
-    return {"load_s": round(seconds, 2), "precision": _engine.precision}
+    folder = engine.folder(directory)
+    sha256 = None if folder is None else sha256_of(folder / ENGINE_FILE)
+    return {"load_s": round(seconds, 2), "precision": _engine.precision, "engine_sha256": sha256}
 
 
 def _single(articles: Sequence[Article], max_length: int, stages: Sequence[Stage]) -> Single:

@@ -33,6 +33,7 @@ from prefilter_common.models.directory import (
     RUN_FILE,
     VALIDATION_FILE,
     is_current,
+    is_judged,
     is_model,
     read_contract,
     read_recommendation,
@@ -111,12 +112,14 @@ def deployed(directory: Path) -> list[str]:
     # What runs as bf16 is converted as fp32.
     engine = str(recommended.get("engine")).replace("bf16", "fp32") if recommended else ""
     if engine.startswith(("openvino", "onnxruntime")):
+        again = f"python benchmark_inference.py --model {directory}"
         if not is_current(directory / engine):
-            again = f"python benchmark_inference.py --model {directory}"
             raise InputError(
                 f"{directory / engine}: recommended, but missing, damaged or not made from this checkpoint; {again} "
                 "makes it again"
             )
+        if not is_judged(directory / engine, recommended or {}):
+            raise InputError(f"{directory / engine}: made again since it was recommended; {again} judges it")
         kept = [path for path in (directory / engine).rglob("*") if path.is_file()]
         kept += [directory / name for name in RECORDS if (directory / name).is_file()]
     elif (directory / "adapter_config.json").exists():

@@ -45,13 +45,15 @@ EARLY_EXITS_FILE = "early_exits.npz"
 
 class Recommendation(TypedDict):
     """What others read of ``cpu_benchmark.json``: mean milliseconds per article, and how to run the model; ``stages``
-    are the names of those of the contract that decide before the full read.
+    are the names of those of the contract that decide before the full read; ``engine_sha256`` is of the ``engine.json``
+    of the converted model that was judged, None for PyTorch.
     """
 
     avg_ms: float
     engine: str
     max_length: int
     stages: list[str]
+    engine_sha256: str | None
 
 
 class PredictionRow(TypedDict):
@@ -195,6 +197,11 @@ def read_recommendation(directory: Path) -> Recommendation | None:
         log.warning(str(error))
         return None
     return record
+
+
+def is_judged(folder: Path, found: Mapping[str, Any]) -> bool:
+    """Whether the benchmark recommends the converted model that is in ``folder`` now, and not one before it."""
+    return found.get("engine_sha256") in (None, sha256_of(folder / ENGINE_FILE))  # None: an earlier version's
 
 
 def recommended_stages(found: Mapping[str, Any], contract: Contract) -> tuple[Stage, ...] | None:

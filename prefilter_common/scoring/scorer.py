@@ -13,7 +13,7 @@ from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.models.base_models import one_line
 from prefilter_common.models.contract import ENCODER, LINEAR, Contract, Stage
-from prefilter_common.models.directory import is_current, read_recommendation, recommended_stages
+from prefilter_common.models.directory import is_current, is_judged, read_recommendation, recommended_stages
 from prefilter_common.processes import own_device
 from prefilter_common.scoring.engines.conversion import load_converted
 from prefilter_common.scoring.engines.converted import open_converted
@@ -111,7 +111,10 @@ class Scorer:
         if not (isinstance(name, str) and type(max_length) is int and max_length >= 1):
             return None  # not benchmarked yet, or by an earlier version of the benchmark
         try:
-            scorer = cls._open(directory, EngineName.parse(name), "cpu", threads)
+            scorer = cls._open(directory, engine := EngineName.parse(name), "cpu", threads)
+            if (folder := engine.folder(directory)) and not is_judged(folder, found):
+                judge = f"python benchmark_inference.py --model {directory} judges it"
+                raise Unavailable(folder, f"was made again since it was recommended; {judge}")
         except Unavailable as error:
             if not any(directory.glob("*config.json")):  # a bundle of this engine, with no checkpoint to fall back on
                 raise
