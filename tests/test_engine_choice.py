@@ -138,6 +138,25 @@ def test_an_engine_that_was_converted_again_is_not_the_one_that_was_judged(model
         pack(model, tmp_path / "again.tar")
 
 
+def test_where_the_processor_has_no_bf16_the_same_model_runs_in_fp32(model, caplog, monkeypatch, tmp_path):
+    pytest.importorskip("openvino")
+    conversion.convert(model, interface.EngineName.parse("openvino-bf16"), None)
+    recommend(model, engine="openvino-bf16", max_length=48, stages=["32 tokens"])
+    pack(model, tmp_path / "m.tar")
+    unpack(tmp_path / "m.tar", tmp_path / "bundle")
+    monkeypatch.setattr(interface, "has_bf16", lambda *_: False)
+    for directory in (model, tmp_path / "bundle"):
+        caplog.clear()
+        assert chosen(directory) == ("openvino-fp32", 48, (SHORT,))
+        (record,) = warnings_of(caplog)
+        assert record.getMessage() == (
+            "openvino-bf16: this processor has no bf16 arithmetic; its model is run as openvino-fp32"
+        )
+    (model / "openvino-fp32" / "engine.json").unlink()
+    caplog.clear()
+    assert chosen(model) == ("pytorch-fp32", 64, ()) and len(warnings_of(caplog)) == 1
+
+
 def test_a_recommendation_that_is_not_installed(model, caplog, monkeypatch):
     monkeypatch.setattr(interface, "find_spec", lambda name: None)
     recommend(model, engine=NAME, max_length=48, stages=[])

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 # Articles tokenised at once: enough to find some of similar length, few enough to keep memory constant.
 CHUNK = 1024
+OPENVINO_BF16, OPENVINO_FP32 = EngineName("openvino", "bf16"), EngineName("openvino", "fp32")
 
 Encoding = list[int]
 
@@ -111,8 +112,9 @@ class Scorer:
         if not (isinstance(name, str) and type(max_length) is int and max_length >= 1):
             return None  # not benchmarked yet, or by an earlier version of the benchmark
         try:
-            scorer = cls._open(directory, engine := EngineName.parse(name), "cpu", threads)
-            if (folder := engine.folder(directory)) and not is_judged(folder, found):
+            scorer = cls._open_here(directory, EngineName.parse(name), threads)
+            folder = scorer.engine.name.folder(directory)
+            if folder and not is_judged(folder, found):
                 judge = f"python benchmark_inference.py --model {directory} judges it"
                 raise Unavailable(folder, f"was made again since it was recommended; {judge}")
         except Unavailable as error:
@@ -124,6 +126,20 @@ class Scorer:
         if stages is None:
             return None
         return scorer.reading(min(max_length, scorer.contract.max_length), scorer.with_files_of(directory, stages))
+
+    @classmethod
+    def _open_here(cls, directory: Path, name: EngineName, threads: int | None) -> "Scorer":
+        """``name`` on the CPU; OpenVINO's bf16 as fp32, with a warning, where only that is available: they share a
+        folder.
+        """
+        try:
+            return cls._open(directory, name, "cpu", threads)
+        except Unavailable as error:
+            if name != OPENVINO_BF16:
+                raise
+            scorer = cls._open(directory, OPENVINO_FP32, "cpu", threads)
+            log.warning(f"{error}; its model is run as {OPENVINO_FP32}")
+            return scorer
 
     @classmethod
     def _open(
