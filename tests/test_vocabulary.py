@@ -222,6 +222,9 @@ def test_what_no_model_reads_is_said(english, tmp_path, capsys):
     assert json.loads(printed.out)["unread"] == 1
     assert "1 of 2 articles are in characters that it does not know; they are let through" in printed.err
     labelled = [Article("New offers today", "half price", 1), Article("News of today", "half", 0)]
+    assert call(streaming, [english, source, tmp_path / "both.jsonl", "--full", english]) == 0
+    assert (tmp_path / "both.jsonl").read_text() == (tmp_path / "out.jsonl").read_text()
+    assert f"characters that neither it nor {english} knows; they are let through\n" in capsys.readouterr().err
     options = Options(tmp_path, REFERENCE, 8, 1, 0.95, None, 0)
     model, _ = evaluate(english, Data(labelled, None, None, load_articles(source)), options)
     assert evaluation_warnings(None, None, {"m": model}, options)[0] == (

@@ -163,9 +163,10 @@ def write_rows(run: Run, folder: Path, total: int) -> Summary:
     if len(run.scorers) > 1:
         summary["differ"] = counts["differ"]
     if counts["unread"]:
+        name, full = run.scorers[0].name, run.scorers[0].full
+        who, fix = (f"neither it nor {full.name} knows", "") if full else ("it does not know", ", or pass --full")
         log.warning(
-            f"{run.scorers[0].name}: {counts['unread']} of {total} articles are in characters that it does not know; "
-            "they are let through, or pass --full"
+            f"{name}: {counts['unread']} of {total} articles are in characters that {who}; they are let through{fix}"
         )
     return summary
 

@@ -235,8 +235,8 @@ class Scorer:
 
     def unread(self, articles: Sequence[Article]) -> np.ndarray:
         """Which articles no model reads, so that they score 0 and are let through: (n,) bool."""
-        bound = self.contract.max_unknown if self.full is None else None
-        return self.tokenizer.unknown(articles, self.contract.max_length, bound)
+        own = self.tokenizer.unknown(articles, self.contract.max_length, self.contract.max_unknown)
+        return own if self.full is None else own & self.full.unread(articles)
 
     def is_commerce(self, article: Article, threshold: str = "default") -> bool:
         """Whether ``classify`` says so of one article."""
