@@ -387,13 +387,41 @@ def test_a_run_whose_reader_has_gone_can_be_repeated(tmp_path, model, source, mo
         def buffer(self):
             raise BrokenPipeError
 
-    argv = [model, source, "--passed", tmp_path / "p.jsonl", "--blocked", "-"]
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stdout", Closed())
-        assert call(streaming, argv) == 1
-    assert names(tmp_path) == [".p.jsonl.partial", "in.jsonl", "p.jsonl"]
+    for output in ([], [tmp_path / "out.jsonl"]):
+        argv = [model, source, *output, "--passed", tmp_path / "p.jsonl", "--blocked", "-"]
+        there = sorted(["in.jsonl", "p.jsonl", *(path.name for path in output)])
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", Closed())
+            assert call(streaming, argv) == 1
+        assert names(tmp_path) == [f".{'out' if output else 'p'}.jsonl.partial", *there]
+        assert call(streaming, argv) == 0
+        assert names(tmp_path) == there
+        (tmp_path / "p.jsonl").unlink()
+
+
+def test_standard_output_is_delivered_when_all_files_are(tmp_path, model, source, monkeypatch, capsysbinary):
+    """What has gone down a pipe would go there again when the run is repeated."""
+    out, blocked = tmp_path / "out.jsonl", tmp_path / "b.jsonl"
+    argv = [model, source, out, "--passed", "-", "--blocked", blocked]
     assert call(streaming, argv) == 0
-    assert names(tmp_path) == ["in.jsonl", "p.jsonl"]
+    expected = (capsysbinary.readouterr().out, out.read_bytes(), blocked.read_bytes())
+    assert expected[0].count(b"\n") == 48 - expected[2].count(b"\n") > 0
+    real = delivery._put_in_place
+    for failing in (blocked, out):
+        out.unlink(missing_ok=True), blocked.unlink(missing_ok=True)
+
+        def full(part, target, record, failing=failing):
+            if target == failing:
+                raise OSError(28, "No space left on device")
+            real(part, target, record)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(delivery, "_put_in_place", full)
+            assert call(streaming, argv) == 1
+        assert capsysbinary.readouterr().out == b""
+        assert call(streaming, argv) == 0
+        assert (capsysbinary.readouterr().out, out.read_bytes(), blocked.read_bytes()) == expected
+        assert names(tmp_path) == ["b.jsonl", "in.jsonl", "out.jsonl"]
 
 
 def test_it_stands_in_a_pipe(tmp_path, model, source, monkeypatch):

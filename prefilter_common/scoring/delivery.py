@@ -13,11 +13,12 @@ from prefilter_common.scoring.division import write_parts
 from prefilter_common.scoring.rows import MADE_WITH_FILE, ROWS_FILE, require_same_input
 
 STANDARD = Path("-")
-DELIVERED_FILE = "delivered.jsonl"
+DELIVERED_FILE, COPY_FILE = "delivered.jsonl", "copy.jsonl"
 
 
 def deliver(articles: Path, folder: Path, divided: Mapping[str, Path], output: Path | None) -> None:
-    """Move the outputs into place; the rows last, so that a run killed in between can divide again.
+    """Move the outputs into place; the rows last of the files, so that a run killed in between can divide again, and
+    standard output after all of them, so that the next run does not send it a second time.
 
     Args:
         articles: the input of the run whose rows are in ``folder``.
@@ -32,10 +33,13 @@ def deliver(articles: Path, folder: Path, divided: Mapping[str, Path], output: P
         require_same_input(articles, folder)
         write_parts(articles, rows, made)
         require_same_input(articles, folder)  # else the rows of one would be in the lines of another
-    for part, path in made.items():
-        _deliver(path, divided[part], folder / DELIVERED_FILE)
-    if output:
-        _deliver(rows, output, folder / DELIVERED_FILE)
+    targets = [(path, divided[part]) for part, path in made.items()]
+    if output and STANDARD in divided.values():
+        targets.append((shutil.copyfile(rows, folder / COPY_FILE), output))  # the rows stay, should the reader be gone
+    elif output:
+        targets.append((rows, output))
+    for path, target in sorted(targets, key=lambda pair: pair[1] == STANDARD):
+        _deliver(path, target, folder / DELIVERED_FILE)
     for left in (rows, *made.values(), folder / MADE_WITH_FILE, folder / DELIVERED_FILE):
         left.unlink(missing_ok=True)
 
