@@ -80,6 +80,22 @@ def test_coverage_is_the_share_of_the_tokens_that_it_was_fitted_on(first):
     np.testing.assert_allclose(coverage, [1, 0.5, 0, 0])
 
 
+FORMAT = [7, 8, 9, 7, 8, 10]  # in every text that is fitted
+
+
+def test_the_words_of_the_input_format_tell_nothing_of_the_language():
+    """They are always known, and would outweigh a title."""
+    rng, labels = np.random.default_rng(0), np.arange(60) % 2
+    texts = [[*FORMAT, *text] for text in texts_of(labels, rng)]
+    first = fit_first_stage(texts, np.where(labels == 1, 0.9, 0.1), FORMAT)
+    known, strange = texts[0][6:9], [5000, 5001, 5002]
+    asked = [[*FORMAT, *strange], [*FORMAT, *known, *strange], [*FORMAT, *known], FORMAT]
+    np.testing.assert_allclose(first(asked)[1], [0, 0.5, 1, 0])
+    np.testing.assert_array_equal(first(asked)[0], fit_first_stage(texts, np.where(labels == 1, 0.9, 0.1))(asked)[0])
+    _, coverage = out_of_fold([[*FORMAT, 1000 + i] for i in range(9)], np.linspace(0, 1, 9), np.arange(9), FORMAT)
+    assert (coverage == 0).all()
+
+
 def validation(first, rng, n=200, hard=0.2):
     """Labels, texts, and the full read's scores, which are right; what gives a hard text away is missing."""
     labels = np.arange(n) % 2
@@ -235,6 +251,18 @@ def test_there_and_back(tmp_path, first):
     assert (tmp_path / FIRST_STAGE_FILE).stat().st_size < 1 << 20
 
 
+def test_in_the_file_of_an_earlier_version_every_token_counts(tmp_path):
+    """Its limit was chosen so."""
+    first = fit_first_stage([[*FORMAT, 20, 30], [*FORMAT, 21, 31]], np.array([0.9, 0.1]), FORMAT)
+    text = [[*FORMAT, 20, 99]]
+    assert read_first_stage(tmp_path, stored(tmp_path, first))(text)[1] == 0.5
+    arrays = {key: getattr(first, key) for key in ("weights", "squares", "known", "bias")}
+    np.savez_compressed(tmp_path / FIRST_STAGE_FILE, **arrays)
+    sha256 = hashlib.sha256((tmp_path / FIRST_STAGE_FILE).read_bytes()).hexdigest()
+    (stage,) = read_contract(tmp_path).stages
+    assert read_first_stage(tmp_path, [replace(stage, sha256=sha256)])(text)[1] == 7 / 8
+
+
 OTHER = FirstStage(*np.zeros((2, 1 << TABLE_BITS)), np.zeros(3, bool), 0.0)
 
 
@@ -354,7 +382,8 @@ def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles)
     assert not recommended.exists()  # it was measured with other limits
     recommended.write_text("{}")
     assert read_contract(tmp_path).stages == cascade.stages
-    assert read_first_stage(tmp_path, cascade.stages) is not None
+    (nothing,) = tokenizer.encode([Article("", "")])
+    assert read_first_stage(tmp_path, cascade.stages)([tokenizer.own(nothing)])[1] == 0
     kept = cascade_of(tmp_path, scorer, None, [], 16, 0.01)
     assert kept == Cascade(cascade.stages, {})
     store_cascade(tmp_path, kept)

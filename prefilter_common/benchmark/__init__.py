@@ -25,8 +25,9 @@ calibrated score lies outside two limits, and passes on the rest; what none deci
 
 - ``first stage``: a logistic regression over the article's tokens and pairs of tokens, in ``first_stage.npz``. It is
   fitted to the model's own scores, which need no labels, of three quarters of the training articles, of the first half
-  of the traffic, and of a copy of each that is cut to the length of a feed's. An article with a smaller share of tokens
-  known from there than nine tenths of the validation articles goes on: its language or script may be new.
+  of the traffic, and of a copy of each that is cut to the length of a feed's. An article with a smaller share of its
+  own tokens known from there than nine tenths of the validation articles goes on: its script or language may be new.
+  Short texts in a language close to those that it was fitted on may have that share all the same.
 - ``64 tokens``: the model reads that many.
 - ``2 layers``: an early exit from the full read, of an encoder, after a sixth, a third or two thirds of its layers: a
   logistic regression on the mean of the states there, in ``early_exits.npz``, fitted to the same scores. What it passes

@@ -107,7 +107,9 @@ def choose_cascade(
         reason = "too few articles to fit it on; pass --train-data or --traffic"
         return Cascade(reads, {"first stage": {"reason": reason}, **notes})
     known_own, own = ([scorer.tokenizer.own(ids) for ids in part] for part in (known, texts))
-    first, unseen = fit_first_stage(own, targets), out_of_fold(own, targets, stories)
+    (nothing,) = scorer.tokenizer.encode([Article("", "")])
+    input_format = scorer.tokenizer.own(nothing)
+    first, unseen = fit_first_stage(own, targets, input_format), out_of_fold(own, targets, stories, input_format)
     both = np.concatenate([full, targets])
     # Where no other stage is possible, its share goes to the first stage.
     share = change if reads or states else 2 * change
