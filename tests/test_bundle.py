@@ -76,6 +76,22 @@ def test_without_one_the_checkpoint_goes(model, recommended):
     assert set(deployed(model)) == files
 
 
+def test_no_pickle_is_packed_and_weights_in_one_are_refused(model, tmp_path):
+    before = deployed(model)
+    for name in ("training_args.bin", "pytorch_model.bin", "optimizer.pt", "scaler.pth", "vectorizer.pkl"):
+        (model / name).write_bytes(b"\x80\x04.")
+    engine = model / "openvino-fp32" / "engine.json"
+    record = json.loads(engine.read_text(encoding="utf-8"))
+    engine.write_text(json.dumps(record | {"source": fingerprints(model)}), encoding="utf-8")
+    assert deployed(model) == before  # the engine's own .bin is OpenVINO's
+    (model / "cpu_benchmark.json").unlink()
+    assert set(deployed(model)) == {"config.json", "model.safetensors", "prefilter.json", "run.json", "tokenizer.json"}
+    (model / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"m: has no weights in safetensors, and no others are loaded; write it with"):
+        pack(model, tmp_path / "m.tar")
+    assert not (tmp_path / "m.tar").exists()
+
+
 REFUSED = r"openvino-fp32: recommended, but missing, damaged or not made from this checkpoint; python benchmark_inf"
 
 

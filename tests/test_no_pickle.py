@@ -16,7 +16,7 @@ import benchmark_inference
 import train_encoder
 import train_qwen_lora
 from prefilter_common.errors import InputError
-from prefilter_common.models.checkpoints import load_base_model
+from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 
 SOURCES = sorted([*ROOT.glob("*.py"), *(ROOT / "prefilter_common").rglob("*.py")])
 PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "pandas"}
@@ -90,6 +90,17 @@ def test_a_base_model_in_a_pickle_is_read_without_running_code(tmp_path, tiny_en
     with pytest.raises(InputError, match="evil: cannot be loaded"):
         load_base_model(str(tmp_path / "evil"), max_length=64, seed=1)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_trained_model_is_read_from_safetensors_alone(tmp_path, trained):
+    import torch
+    from safetensors.torch import load_file
+
+    model = shutil.copytree(trained / "tiny", tmp_path / "m")
+    torch.save(load_file(model / "model.safetensors"), model / "pytorch_model.bin")
+    (model / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"m: cannot be loaded \(.*model\.safetensors"):
+        load_checkpoint(model)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))

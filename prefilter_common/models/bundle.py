@@ -4,9 +4,10 @@
     python -m prefilter_common.models.bundle --unpack distilbert.tar /srv/models/distilbert
 
 It packs prefilter.json, the records of training, the weights of stages and, where the benchmark recommends a converted
-engine, that engine with its own tokenizer; otherwise the checkpoint. bundle.json, the first file of the archive, lists
-the others with their sizes and hashes. Archives of the same files are the same, byte for byte. Unpacking writes a whole
-model directory or nothing, and with --overwrite puts yesterday's model back in one step.
+engine, that engine with its own tokenizer; otherwise the checkpoint, without the pickles of earlier scripts.
+bundle.json, the first file of the archive, lists the others with their sizes and hashes. Archives of the same files are
+the same, byte for byte. Unpacking writes a whole model directory or nothing, and with --overwrite puts yesterday's
+model back in one step.
 """
 
 import hashlib
@@ -50,6 +51,7 @@ RECORDS = {
     VALIDATION_FILE,
 }  # fmt: skip
 BLOCK = 1 << 20
+PICKLES = {".bin", ".pkl", ".pt", ".pth"}  # as earlier scripts left them, such as training_args.bin
 
 
 class FileRecord(TypedDict):
@@ -127,7 +129,12 @@ def deployed(directory: Path) -> list[str]:
             f"{directory}: an adapter without its base model; python train_qwen_lora.py --merge {directory}"
         )
     else:
-        kept = [path for path in directory.iterdir() if path.is_file() and not path.name.startswith(".")]
+        files = (path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+        kept = [path for path in files if path.suffix not in PICKLES]
+        if not any(path.suffix == ".safetensors" for path in kept):
+            raise InputError(
+                f"{directory}: has no weights in safetensors, and no others are loaded; write it with save_pretrained"
+            )
     return sorted(path.relative_to(directory).as_posix() for path in kept)
 
 
