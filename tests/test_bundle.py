@@ -182,9 +182,25 @@ def listed(old, new):
         (listed(b"run.json", b"C:x.json"), "not a bundle, or damaged"),
         (listed(b"run.json", b"..\\\\x.json"), "not a bundle, or damaged"),
         (listed(b'"bytes"', b'"size"'), "not a bundle, or damaged"),
+        (lambda name, old: b'{"files": []}' if name == "bundle.json" else old, "not a bundle, or damaged"),
+        (lambda name, old: b'{"files": null}' if name == "bundle.json" else old, "not a bundle, or damaged"),
+        (lambda name, old: b"null" if name == "bundle.json" else old, "not a bundle, or damaged"),
         (listed(b"run.json", b"ran.json"), "'run.json' is not"),
     ],
-    ids=["damaged", "missing", "no list", "above", "absolute", "drive", "backslash", "no size", "unlisted"],
+    ids=[
+        "damaged",
+        "missing",
+        "no list",
+        "above",
+        "absolute",
+        "drive",
+        "backslash",
+        "no size",
+        "list",
+        "null files",
+        "null",
+        "unlisted",
+    ],
 )
 def test_a_bundle_that_is_not_whole_leaves_nothing(model, tmp_path, change, message):
     archive, target = tmp_path / "m.tar", tmp_path / "m"

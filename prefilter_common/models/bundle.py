@@ -177,6 +177,8 @@ def _read_listing(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> d
     if content is None:
         raise ValueError(LISTING)
     files = parse_json(content.read().decode())["files"]
+    if not isinstance(files, dict):
+        raise ValueError(LISTING)
     for name, record in files.items():
         path = PureWindowsPath(name)  # stricter than a POSIX path
         if path.anchor or "\\" in name or ".." in path.parts or not name or name.startswith("."):
