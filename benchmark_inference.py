@@ -117,7 +117,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for flag, articles in (
         ("--train-data", "articles, labelled or not, that calibrate int8 and teach the stages (default: "
          "train.jsonl beside --test-data)"),
-        ("--val-data", "labelled articles on which to choose stages (default: val.jsonl beside --test-data)"),
+        ("--val-data", "articles on which to choose stages, labelled unless --no-stages is passed (default: val.jsonl "
+         "beside --test-data)"),
         ("--traffic", "unlabelled articles on which to compare decisions as well; the first half teaches stages"),
         ("--lengths-like", "articles to whose lengths of content those of test, train and validation are cut (default: "
          "not cut)"),
@@ -191,7 +192,8 @@ def load_data(args: argparse.Namespace) -> "tuple[Data, dict[str, Path]]":
             files[role] = path
     if args.traffic:
         files["traffic"] = args.traffic
-    loaded = {role: load_articles(path, require_labels=role == "val") for role, path in files.items()}
+    chooses = args.device == "cpu" and not args.no_stages  # stages, on validation articles, by their labels
+    loaded = {role: load_articles(path, require_labels=chooses and role == "val") for role, path in files.items()}
     whole_train = loaded.get("train")
     if args.lengths_like:
         lengths = content_lengths(args.lengths_like)

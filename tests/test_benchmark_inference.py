@@ -271,6 +271,14 @@ def test_shorter_reads_are_rows_of_their_own(run, capsys):
     assert "--max-lengths 128: the model reads at most 64 tokens" in capsys.readouterr().err
 
 
+def test_validation_articles_need_labels_only_to_choose_stages(run, tmp_path, capsys):
+    val = write_jsonl(tmp_path / "v.jsonl", [{"title": "t", "content": "c"}])
+    flags = ["--engines", "pytorch-fp32", "--val-data", val]
+    assert run(*flags)[0] == 2 and '"label" is missing' in capsys.readouterr().err
+    code, result = run(*flags, "--no-stages")
+    assert code == 0 and result["conditions"]["compared"]["val"] == 1
+
+
 def test_articles_need_no_labels(run, tmp_path):
     data = write_jsonl(tmp_path / "a.jsonl", [{"title": "t", "content": "c"}])
     earlier = tmp_path / "results" / "benchmark_tiny.png"
