@@ -163,6 +163,21 @@ def test_what_an_engine_does_at_first_is_not_counted(run, monkeypatch, tmp_path)
     assert row["max_ms"] < 50_000 and min(row["articles_per_second"].values()) > 1
 
 
+def test_the_reference_scores_the_other_texts_once_and_a_line_says_what_scores_now(run, monkeypatch, capsys):
+    asked, real = [], Worker.scores
+
+    def scores(self, articles, max_length, stages, batch_size):
+        asked.append((max_length, len(articles)))
+        return real(self, articles, max_length, stages, batch_size)
+
+    monkeypatch.setattr(Worker, "scores", scores)
+    code, result = run("--engines", "pytorch-fp32", "--no-stages", "--max-lengths", 64, 16)
+    assert code == 0 and asked == [(16, 64)]
+    assert result["rows"][0]["parity"]["points"]["default"]["n"] == 80
+    lines = [line for line in capsys.readouterr().err.splitlines() if ": scoring" in line]
+    assert lines == [f"pytorch-fp32 {n}: scoring in batches of 16" for n in (64, 16)]
+
+
 @pytest.mark.parametrize("method", ["single", "bulk"])
 def test_an_engine_that_fails_while_it_is_timed_is_a_row_with_its_reason(run, monkeypatch, capsys, method):
     pytest.importorskip("onnxruntime")

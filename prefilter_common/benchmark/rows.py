@@ -25,6 +25,11 @@ class Configuration:
     max_length: int
     stages: tuple[Stage, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """As ``name_of`` has it of its row."""
+        return _named(str(self.engine), self.max_length, [stage.name for stage in self.stages])
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -220,5 +225,9 @@ def frontier(rows: Sequence[BenchmarkRow]) -> list[BenchmarkRow]:
 
 def name_of(row: BenchmarkRow) -> str:
     """Such as ``openvino-int8 512 after 64 tokens``, as tables and pictures name a row."""
-    after = f" after {' + '.join(row['stages'])}" if row["stages"] else ""
-    return f"{row['engine']} {row['max_length']}{after}"
+    return _named(row["engine"], row["max_length"], row["stages"])
+
+
+def _named(engine: str, max_length: int, stages: Sequence[str]) -> str:
+    after = f" after {' + '.join(stages)}" if stages else ""
+    return f"{engine} {max_length}{after}"

@@ -18,13 +18,12 @@ from prefilter_common.benchmark.rows import (
     BenchmarkRow,
     Configuration,
     Reference,
-    Single,
     WorkerFacts,
     refuse_with_their_engine,
     row_of,
 )
 from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of, readable
-from prefilter_common.benchmark.timing import Answer, Worker
+from prefilter_common.benchmark.timing import Answer, Bulk, Single, Worker
 from prefilter_common.cli import summary_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
@@ -176,10 +175,7 @@ def measure(
         for c, found in each(single).items():
             rounds[c].append(found)
     peak = each(lambda c, worker: worker.peak_memory_mib())
-    bulk = each(
-        lambda c, worker: {size: worker.bulk(data.test, c.max_length, c.stages, size) for size in options.batch_sizes}
-    )
-    more = each(lambda c, worker: worker.scores(data.all_more, c.max_length, c.stages, options.batch_sizes[0]))
+    scored = each(lambda c, worker: _score(c, worker, reference, data, options.batch_sizes))
     facts = each(
         lambda c, worker: WorkerFacts(
             precision=worker.opened["precision"],
@@ -193,14 +189,26 @@ def measure(
     # Whatever else runs on the machine can only lower a rate, so the higher of two is closer to what it can do.
     after = matrix_rates(options.device)
     rates = {name: rate and max(rate, after[name] or 0.0) for name, rate in rates_before.items()}
-    reference_ms = [single.mean_ms for single in rounds[configurations[0]]]
+    reference_ms = [found.mean_ms for found in rounds[configurations[0]]]
     rows = [
-        row_of(c, rounds[c], bulk[c], reference, reference_ms, rates, options.tolerance, facts[c], more[c])
+        row_of(c, rounds[c], scored[c][0], reference, reference_ms, rates, options.tolerance, facts[c], scored[c][1])
         for c in configurations
         if str(c.engine) not in skipped
     ]
     refuse_with_their_engine(rows, reference.contract.max_length)
     return rows, rates
+
+
+def _score(
+    configuration: Configuration, worker: Worker, reference: Reference, data: Data, batch_sizes: Sequence[int]
+) -> tuple[dict[int, Bulk], np.ndarray]:
+    """The test articles in batches of each size, timed, and the (k,) scores of the other texts."""
+    log.info(f"{configuration.name}: scoring in batches of {' and '.join(map(str, batch_sizes))}")
+    reading = configuration.max_length, configuration.stages
+    bulk = {size: worker.bulk(data.test, *reading, size) for size in batch_sizes}
+    if configuration == Configuration(REFERENCE, reference.contract.max_length):
+        return bulk, reference.more
+    return bulk, worker.scores(data.all_more, *reading, batch_sizes[0])
 
 
 @contextmanager
