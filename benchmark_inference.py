@@ -166,7 +166,8 @@ def only_model() -> Path:
     """The one directory under models/. Raises InputError when there is none, or a choice."""
     found = model_directories(Path("models"))
     if len(found) > 1:
-        raise InputError(f"models/ contains several models; name one: {' '.join(f'--model {path}' for path in found)}")
+        names = ", ".join(path.name for path in found)
+        raise InputError(f"models contains several models ({names}); pass --model {found[0]}, for example")
     return found[0]
 
 

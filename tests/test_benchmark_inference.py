@@ -3,6 +3,7 @@ import json
 import shutil
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -415,7 +416,8 @@ def test_the_one_model_is_found_and_several_are_a_question(tmp_path, monkeypatch
     assert benchmark_inference.only_model().name == "a"
     (tmp_path / "models" / "b").mkdir()
     assert call(benchmark_inference, flags) == 2
-    assert "several models; name one" in capsys.readouterr().err
+    message = f"models contains several models (a, b); pass --model {Path('models') / 'a'}, for example"
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
