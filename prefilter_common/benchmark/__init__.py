@@ -19,6 +19,9 @@ cannot read is neither compared nor timed: with every engine it scores 0. A row 
 ``--max-f1-loss`` lower than the reference's or, for an engine or precision, where more than ``--max-changed`` of the
 decisions may change; what reads less is refused with its engine. Where that is for want of texts, the reason says how
 many it takes. If no decision changes, 368 articles show that fewer than 1 % do; if 0.5 % change, about 1,500.
+Decisions are compared in batches of the first of ``--batch-sizes``. ``onnxruntime-int8`` quantises dynamically, by a
+scale that it takes from the whole batch, so that its fidelity one article at a time, as ``is_commerce`` scores, is not
+exactly what is shown.
 
 Stages. Most articles need no full read. A cascade is a list of stages in ``prefilter.json``: each decides where its
 calibrated score lies outside two limits, and passes on the rest; what none decides is read in full.

@@ -123,6 +123,11 @@ def report(result: BenchmarkResult) -> str:
         f"decisions were compared on {conditions['compared_articles']:,} articles: {', '.join(compared)}",
         "  (rows with stages: only on those on which no stage was fitted or chosen)"
         + ("" if "traffic" in conditions["compared"] else "; --traffic FILE adds more"),
+        *(
+            ["  in batches, from each of which onnxruntime-int8 takes its scale: alone, an article may score otherwise"]
+            if any(row["engine"] == "onnxruntime-int8" for row in rows)
+            else []
+        ),
         *([f"  without {unread:,} texts that the model cannot read: with every engine they score 0"] if unread else []),
         "",
         *_stage_lines(rows),
