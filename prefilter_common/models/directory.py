@@ -101,12 +101,9 @@ def require_model_output(output: Path, overwrite: bool, inputs: Iterable[Path]) 
 
 
 def is_model(directory: Path) -> bool:
-    """Whether it is a model: ours has a contract; earlier scripts left an adapter or an encoder that classifies, of
-    which a bundle may hold the engine alone.
-    """
-    if any((directory / file).is_file() for file in (CONTRACT_FILE, "lora_config.json", "adapter_config.json")):
-        return True
-    if any(directory.glob(f"*/{ENGINE_FILE}")):
+    """Whether it is a model: with a contract, or as earlier scripts left it, or an engine that a bundle held alone."""
+    marks = (CONTRACT_FILE, "lora_config.json", "adapter_config.json", f"*/{ENGINE_FILE}")
+    if any(path.is_file() for mark in marks for path in directory.glob(mark)):
         return True
     try:
         config = parse_json((directory / "config.json").read_text(encoding="utf-8"))
