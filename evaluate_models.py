@@ -36,7 +36,7 @@ from prefilter_common.cli import (
     seed,
 )
 from prefilter_common.errors import InputError
-from prefilter_common.evaluation.leakage import unchecked
+from prefilter_common.evaluation.leakage import training_warnings
 from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.summary import evaluation_summary
 from prefilter_common.evaluation.results import PAGE_FILE, RESULTS_FILE, compare_models, write_models, write_results
@@ -71,7 +71,8 @@ def main(argv: list[str] | None = None) -> int:
     if is_main_process():
         compared = compare_models(data, models, rows, options)
         trained = [directory for directory in directories if directory.name in models]
-        compared["_warnings"] += manifest_warnings(manifest) + unchecked(trained, provenance["data"].get("train"))
+        compared["_warnings"] += manifest_warnings(manifest)
+        compared["_warnings"] += training_warnings(trained, provenance["data"].get("train"))
         results: Results = {"_run": {**provenance, "finished": now()}, "_manifest": manifest, **compared}
         # All at the end: stopped before, a run leaves earlier results, and what belongs to them, as they were.
         write_models(directories, data.test, models, args.output)

@@ -63,30 +63,35 @@ def test_lengths_of_a_bad_file(tmp_path):
         content_lengths(write_jsonl(tmp_path / "feed.jsonl", [{"title": "t", "content": "c"}, {"title": "t"}]))
 
 
+def all_read(some):
+    """For ``comparing``: the model can read every article."""
+    return np.zeros(len(some), dtype=bool)
+
+
 def test_decisions_are_compared_on_distinct_texts_traffic_first():
     test, train, val = articles(5, "test"), articles(100, "train"), articles(40, "val")
     week = articles(30, "traffic")
     traffic = [*week, *week[:2], test[0], val[0]]
     data = Data(test, test, train, val, traffic)
-    everything = data.comparing(1000)
+    everything = data.comparing(1000, all_read)
     assert {role: len(part) for role, part in everything.more.items()} == {"train": 100, "traffic": 30, "val": 40}
     held_out, rest = train[::4], [article for i, article in enumerate(train) if i % 4]
     # Stages are fitted on the first half of the traffic, and judged on the second and on what is held out.
     assert everything.all_more == [*week[17:], *week[:17], *held_out, *rest, *val]
     assert everything.unseen.tolist() == 13 * [True] + 17 * [False] + 25 * [True] + 75 * [False] + 40 * [False]
     assert everything.fitting == [*rest, *week[:17]]
-    assert data.comparing(51).all_more[30:41] == [held_out[i * 25 // 11] for i in range(11)]
+    assert data.comparing(51, all_read).all_more[30:41] == [held_out[i * 25 // 11] for i in range(11)]
     for limit, expected in (
         (10, {"traffic": 10}),
         (20, {"traffic": 20}),
         (51, {"train": 11, "traffic": 30, "val": 10}),
         (120, {"train": 50, "traffic": 30, "val": 40}),
     ):
-        chosen = data.comparing(limit)
+        chosen = data.comparing(limit, all_read)
         assert {role: len(part) for role, part in chosen.more.items()} == expected
         assert chosen.unseen[:10].all() and len(chosen.unseen) == limit
-    assert len(Data(test, test, train[:5], val).comparing(30).more["val"]) == 25
-    assert Data(test, test).comparing(100).all_more == []
+    assert len(Data(test, test, train[:5], val).comparing(30, all_read).more["val"]) == 25
+    assert Data(test, test).comparing(100, all_read).all_more == []
 
 
 def test_what_the_model_cannot_read_is_not_compared_and_makes_room_for_what_it_can():
@@ -99,13 +104,13 @@ def test_what_the_model_cannot_read_is_not_compared_and_makes_room_for_what_it_c
     chosen = data.comparing(50, unread)
     assert {role: len(part) for role, part in chosen.more.items()} == {"traffic": 28, "train": 22}
     assert not unread(chosen.all_more).any() and len(chosen.unseen) == 50
-    assert chosen.n_unread == 1 + 2 + 2 and data.comparing(50).n_unread == 0  # each text once
+    assert chosen.n_unread == 1 + 2 + 2 and data.comparing(50, all_read).n_unread == 0  # each text once
 
 
 def test_an_update_of_a_story_that_a_stage_was_fitted_on_does_not_judge_it():
     """A feed whose second half has the stories of the first again, with other words, and ten without a title."""
     week = [Article(f"story {i % 50}" if i < 100 else "", f"text {i}") for i in range(110)]
-    data = Data([], [], traffic=[*week[:50], *week[100:105], *week[50:100], *week[105:]]).comparing(1000)
+    data = Data([], [], traffic=[*week[:50], *week[100:105], *week[50:100], *week[105:]]).comparing(1000, all_read)
     assert len(data.unseen) == 110
     unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
     assert unseen == week[105:]
@@ -115,7 +120,7 @@ def test_traffic_out_of_which_the_validation_articles_came_does_not_judge_stages
     """Their texts, and updates of their stories."""
     week = [Article(f"story {i}", f"text {i}", label=i % 2) for i in range(100)]
     later = [*week[:20], *(replace(article, content=f"{article.content} again") for article in week[20:40])]
-    data = Data([], [], val=week[:40], traffic=[*week[40:], *later, *articles(20, "new")]).comparing(1000)
+    data = Data([], [], val=week[:40], traffic=[*week[40:], *later, *articles(20, "new")]).comparing(1000, all_read)
     unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
     assert unseen == articles(20, "new")
 
@@ -123,7 +128,7 @@ def test_traffic_out_of_which_the_validation_articles_came_does_not_judge_stages
 def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted_on():
     """Unlabelled articles may be given to be fitted on and, by mistake, to be compared on as well."""
     both = articles(40)
-    data = Data(both[:3], [], train=both, traffic=both).comparing(1000)
+    data = Data(both[:3], [], train=both, traffic=both).comparing(1000, all_read)
     unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
     assert unseen == both[20::4] and not any(article in data.fitting for article in unseen)
     assert len(data.all_more) == 37
@@ -165,6 +170,6 @@ def test_int8_is_calibrated_on_articles_in_full_and_at_the_length_of_a_feed():
 def test_a_first_stage_is_fitted_on_whole_articles_and_judged_at_the_length_of_the_benchmark(feed):
     whole = articles(40)
     short = cut_like(whole, content_lengths(feed))
-    data = Data([], [], train=short, whole_train=whole).comparing(1000)
+    data = Data([], [], train=short, whole_train=whole).comparing(1000, all_read)
     assert data.fitting == [article for i, article in enumerate(whole) if i % 4]
     assert data.all_more[:10] == short[::4] and data.unseen.tolist() == 10 * [True] + 30 * [False]

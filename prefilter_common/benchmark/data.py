@@ -23,10 +23,6 @@ ENOUGH = 11
 HOLD_OUT_EVERY = 4
 
 
-def _none_of(articles: Sequence[Article]) -> np.ndarray:
-    return np.zeros(len(articles), dtype=bool)
-
-
 @dataclass(frozen=True)
 class Data:
     """The articles of one benchmark, all at the length that is benchmarked.
@@ -61,7 +57,7 @@ class Data:
     def _earlier_traffic(self) -> list[Article]:
         return self.traffic[: len(self.traffic) // 2]
 
-    def comparing(self, limit: int, unread: Callable[[Sequence[Article]], np.ndarray] = _none_of) -> "Data":
+    def comparing(self, limit: int, unread: Callable[[Sequence[Article]], np.ndarray]) -> "Data":
         """With ``more``: distinct texts that the test set lacks, at most ``limit``, traffic first; none that is
         ``unread``, (n,) bool of n articles: with every engine it scores the same.
 

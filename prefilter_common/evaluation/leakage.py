@@ -105,7 +105,7 @@ def integrity_section(
     }
 
 
-def repeated_texts(test: Sequence[Article]) -> list[str]:
+def repetition_warnings(test: Sequence[Article]) -> list[str]:
     """A sentence where test articles are not independent of each other."""
     n = len(test) - len(distinct_texts(test)[0])
     if not n:
@@ -113,8 +113,8 @@ def repeated_texts(test: Sequence[Article]) -> list[str]:
     return [f"{n} of the {len(test)} test articles have the text of another, so that intervals are too narrow"]
 
 
-def unchecked(directories: Sequence[Path], train: Mapping[str, Any] | None) -> list[str]:
-    """Models whose training articles are not those that were compared with the test set, in a sentence.
+def training_warnings(directories: Sequence[Path], train: Mapping[str, Any] | None) -> list[str]:
+    """Sentences about models whose training articles are not those that were compared with the test set.
 
     Args:
         train: file and sha256 of those, as ``run.json`` has them; None where there were none.

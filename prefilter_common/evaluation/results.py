@@ -11,7 +11,7 @@ from prefilter_common.articles import Article, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.baseline import against_floor, baseline_row
 from prefilter_common.evaluation.choice.rules import Choice, choose
-from prefilter_common.evaluation.leakage import IntegritySection, integrity_section, repeated_texts
+from prefilter_common.evaluation.leakage import IntegritySection, integrity_section, repetition_warnings
 from prefilter_common.evaluation.production import production_section, production_warnings
 from prefilter_common.evaluation.report.content import Compared, Results, Sections
 from prefilter_common.evaluation.report.page import write_page
@@ -81,7 +81,7 @@ def compare_models(
         "_audit": audit,
         "_warnings": [
             *evaluation_warnings(integrity, traffic, models, options),
-            *repeated_texts(data.test),
+            *repetition_warnings(data.test),
             *production_warnings(production),
             *doubts,
         ],

@@ -151,8 +151,7 @@ def _short_read(
 
 def readable(scorer: Scorer, articles: Sequence[Article]) -> list[Article]:
     """Without those of which the model says nothing, so that no stage ever sees them."""
-    unknown = scorer.tokenizer.unknown(articles, scorer.contract.max_length, scorer.contract.max_unknown)
-    return [articles[i] for i in np.flatnonzero(~unknown).tolist()]
+    return [articles[i] for i in np.flatnonzero(~scorer.unread(articles)).tolist()]
 
 
 @contextmanager
