@@ -1,15 +1,18 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SPLITS
+from conftest import ROOT, SPLITS, TRAIN_FLAGS, call
 from transformers import TrainingArguments
 
+import train_encoder
 from prefilter_common.articles import (
     JOURNALISM,
     Article,
@@ -315,3 +318,32 @@ def test_a_batch_is_padded_to_its_longest_article_or_to_the_next_step_of_a_graph
 
     assert [width(longest, 1) for longest in (7, 64, 100)] == [7, 64, 100]
     assert [width(longest, 64) for longest in (7, 64, 65)] == [64, 64, 100]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+def test_freed_memory_is_kept_until_it_is_returned():
+    script = """
+import numpy as np, psutil
+from prefilter_common.training.acceleration import keep_freed_memory, return_freed_memory
+def mib(): return psutil.Process().memory_info().rss >> 20
+keep_freed_memory()
+before = mib()
+tensors = [np.ones(1 << 20) for _ in range(40)]
+last = np.ones(1 << 10)  # after them, so that they are not at the end of what is allocated
+del tensors
+kept = mib()
+return_freed_memory()
+print(kept - before, mib() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, returned = map(int, done.stdout.split())
+    assert kept > 250 and returned < 50
+
+
+def test_each_save_returns_freed_memory(tmp_path, tiny_models, data_dir, monkeypatch):
+    saves = []
+    monkeypatch.setattr("prefilter_common.training.interruption.saver.return_freed_memory", lambda: saves.append(1))
+    flags = ["--model", tiny_models["minilm"], "--output", tmp_path / "m", "--data-dir", data_dir, *TRAIN_FLAGS]
+    assert call(train_encoder, flags) == 0
+    assert len(saves) == 2

@@ -91,6 +91,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 
+def return_freed_memory() -> None:
+    """Give the kernel back what ``keep_freed_memory`` made glibc keep."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 @dataclass
 class StepGraphs:
     """A training step, forward and backward, as one CUDA graph for each shape of a batch.

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prefilter_common.errors import Stopped
 from prefilter_common.files import write_json
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
+from prefilter_common.training.acceleration import return_freed_memory
 from prefilter_common.training.interruption.resume import (
     RECORD_FILE,
     CheckpointRecord,
@@ -118,6 +119,9 @@ class CheckpointSaver(TrainerCallback):
         wait_for_all()  # each process writes its own random state
         if is_main_process():
             self._complete(state, control.should_training_stop)
+        if sys.platform == "linux":
+            # Else the best epoch's weights, which are loaded after the last save, come on top of what steps took.
+            return_freed_memory()
         self.saved_at = time.monotonic()
         (signum,) = self._agreed(args, self.signum)
         if signum:
