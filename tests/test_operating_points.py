@@ -38,6 +38,14 @@ def test_best_f1_never_means_drop_everything():
     assert (scores[labels == 0] >= points["best_f1"]).mean() <= MAX_BLOCKED
 
 
+@pytest.mark.parametrize(("lowest", "nearest"), [(0.1, 0.275), (0.0, 0.85)])
+def test_of_equally_good_thresholds_best_f1_is_the_nearest_to_a_half(lowest, nearest):
+    # F1 is 0.8 where 4 of 6 are found without a false alarm, at 0.85, and where all are found with three.
+    labels = np.array([1] * 4 + [0] * 3 + [1] * 2 + [0] * 57)
+    scores = np.array([0.9] * 4 + [0.8] * 3 + [0.45 if lowest else 0.2] * 2 + [lowest] * 57)
+    assert choose_thresholds(labels, scores, 0.95, 0.05)["best_f1"] == pytest.approx(nearest)
+
+
 @pytest.mark.parametrize("gap", [1e-6, 1e-9])
 def test_a_threshold_between_two_scores_stays_between_them(gap):
     """Validation scores have 6 decimals, those of articles scored now have more."""

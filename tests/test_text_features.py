@@ -6,7 +6,7 @@ from conftest import SPLITS
 from sklearn.metrics import f1_score
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.evaluation.baseline import baseline_scores
+from prefilter_common.evaluation.baseline import against_floor, baseline_scores
 from prefilter_common.evaluation.leakage import integrity_section, shared_articles
 from prefilter_common.evaluation.sections import Scored
 
@@ -16,6 +16,15 @@ def test_the_baseline_learns():
     scores = baseline_scores(train, test)
     assert f1_score([a.label for a in test], scores >= 0.5) > 0.7
     assert (scores == baseline_scores(train, test)).all() and scores.shape == (len(test),)
+
+
+def test_one_article_more_beats_the_floor_but_not_beyond_chance():
+    labels = np.repeat([0, 1], 30)
+    right = labels == 1
+    for n_errors, beats, beyond in ((0, False, False), (1, True, False), (15, True, True)):
+        floor = right & (np.arange(60) < 60 - n_errors)
+        found = against_floor(labels, right, floor, 1)
+        assert (found["beats"], found["beyond_chance"]) == (beats, beyond)
 
 
 def test_exact_and_near_duplicates_are_named_and_others_are_not():
