@@ -321,7 +321,6 @@ def test_a_batch_is_padded_to_its_longest_article_or_to_the_next_step_of_a_graph
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
 def test_freed_memory_is_kept_until_it_is_returned():
     script = """
 import numpy as np, psutil
