@@ -218,6 +218,8 @@ def exported_once(trained, tmp_path_factory):
 def test_benchmark(tmp_path, trained, data_dir, quick_benchmark, exported_once, capsys, error, monkeypatch):
     monkeypatch.setattr(conversion, "to_onnxruntime", exported_once)
     monkeypatch.setattr("prefilter_common.benchmark.run.operations", lambda engine: lambda shape: 1.0)
+    # Drawn in memory, where no step can fail.
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, image, **settings: image.write(b"drawn"))
     flags = ["--test-data", data_dir / "test.jsonl", "--n-samples", "2", "--rounds", "1", "--no-stages"]
     flags += ["--engines", "onnxruntime-fp32", "--model", tmp_path / "tiny", "--output", tmp_path / "results"]
     run = command(benchmark_inference, flags)
