@@ -128,6 +128,7 @@ def test_only_the_teacher_is_heard_of_unlabelled_articles_and_labels_stay_hard(d
     labels = labels_of(load_articles(data_dir / "train.jsonl"))
     data = load(Source(data_dir, None, None, False, None, [classifiers["minilm"]], unlabelled))
     assert data.targets.tolist() == [*labels, 0.5, 0.5, 0.5]
+    assert len(load(Source(data_dir, 2, None, False, None, [classifiers["minilm"]], unlabelled)).targets) == 2 + 2
     texts = DistillationTexts(by_length, tokenizer, data.articles, data.targets, 64)
     assert texts.of_whole[-3:] == pytest.approx(by_length(data.articles[-3:]))
     assert texts.of_whole[:-3] == pytest.approx((labels + by_length(data.train)) / 2)
@@ -151,7 +152,8 @@ def read(path):
 
 
 @pytest.mark.slow
-def test_a_student_is_a_plain_checkpoint_that_starts_from_the_teachers_layers(train, teacher, tmp_path, data_dir):
+def test_a_student_is_a_plain_checkpoint_that_starts_from_the_teachers_layers(train, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(ProgressLog, "step_seconds", [0.5] * 4)
     unlabelled = write_jsonl(
         tmp_path / "traffic.jsonl", [{"title": f"Text {i}", "content": "wo " * i} for i in range(9)]
     )
@@ -165,6 +167,7 @@ def test_a_student_is_a_plain_checkpoint_that_starts_from_the_teachers_layers(tr
     layer = model.bert.encoder.layer[0].state_dict()
     assert all(weight.allclose(kept[name], atol=1e-6) for name, weight in layer.items())
     run, metrics = read(student / "run.json"), read(student / "training_metrics.json")
+    assert metrics["train_articles_per_second"] == 2 * 33 / 2  # each article once an epoch
     assert metrics["train_articles"] == 24 + 9 and metrics["steps"] == 2 * -(-33 * (1 + PASSAGES) // 16)
     assert run["base_model"]["name"] == str(teacher) and run["data"]["unlabelled"]["rows"] == 9
     assert [set(files) for files in run["teachers"]] == [{"config.json", "model.safetensors", "tokenizer.json",
@@ -192,8 +195,10 @@ def test_heads_read_the_mean_of_the_states_at_each_exit(classifiers, family):
 
 
 @pytest.mark.slow
-def test_the_heads_learn_along_with_a_student_and_are_gone_from_it(train, tmp_path, monkeypatch):
-    """Their loss is that of a coin at first, in the trainer's log, and their gradients reach the lowest layer."""
+def test_the_heads_learn_along_with_a_student_and_are_gone_from_it(train, teacher, tmp_path, monkeypatch):
+    """Their loss is that of a coin at first, in the trainer's log, and their gradients reach the lowest layer, but not
+    the embeddings.
+    """
     curves, layers = [], []
     for weight in (0.0, 0.5):
         monkeypatch.setattr(fine_tuning, "HEAD_WEIGHT", weight)
@@ -206,6 +211,8 @@ def test_the_heads_learn_along_with_a_student_and_are_gone_from_it(train, tmp_pa
         layers.append(weights["bert.encoder.layer.0.output.dense.weight"])
     assert curves[1][0] - curves[0][0] == pytest.approx(0.5 * np.log(2), abs=1e-3)
     assert not torch.equal(*layers)
+    name = "bert.embeddings.word_embeddings.weight"
+    assert torch.equal(weights[name], load_file(teacher / "model.safetensors")[name])
 
 
 @pytest.mark.slow
@@ -284,7 +291,7 @@ def test_a_stopped_student_continues_with_the_same_teacher_only(train, teacher, 
     ("flags", "message"),
     [
         (["--unlabelled", "x.jsonl", "--teacher"], "expected at least one argument"),
-        (["--layers", 4], "--layers 4: the base model has only 3"),
+        (["--layers", 3], "--layers 3: the base model has only 2"),
         (["--output", "{teacher}", "--overwrite"], "which would be lost; name another output"),
         (["--teacher", "nowhere"], "nowhere: "),
         (["--teacher", "{data_dir}"], "no config.json"),

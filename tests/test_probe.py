@@ -1,11 +1,13 @@
 """The head that starts as a linear probe: exact in every family, and a plain checkpoint."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from prefilter_common.articles import labels_of, load_articles
+from prefilter_common.articles import Article, labels_of, load_articles
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 from prefilter_common.models.encoder_layers import Layer, compute_first_token_only, keep_lowest, layers_of
 from prefilter_common.scoring.engines.conversion import convert
@@ -112,6 +114,22 @@ def test_the_probe_reads_a_bounded_number_of_articles(base, articles, monkeypatc
     monkeypatch.setattr(probe, "MOST_ARTICLES", 12)
     probe.start_from_probe(base, train, val, LP_FT)
     assert read == [24, 24]  # each also cut
+
+
+@pytest.mark.parametrize("n", [24, 30, 36])
+def test_the_probe_reads_both_labels_of_a_file_in_which_they_alternate(monkeypatch, n):
+    monkeypatch.setattr(probe, "MOST_ARTICLES", 12)
+    labels = labels_of(probe._some([Article("t", "c", label=i % 2) for i in range(n)]))
+    assert len(labels) == 12 and labels.sum() == 6
+
+
+def test_the_probe_and_its_cost_of_blocking_come_from_the_recipe(base, articles, monkeypatch):
+    train, val, _ = articles
+    probe.add_mean_layer(base.model)
+    costs, fit_probe = [], probe.fit_probe
+    monkeypatch.setattr(probe, "fit_probe", lambda *args: costs.append(args[4]) or fit_probe(*args))
+    probe.start_from_probe(base, train, val, replace(LP_FT, cost_of_blocking=7.0))
+    assert costs == [7.0]
 
 
 def test_the_penalty_is_chosen_on_validation():

@@ -323,19 +323,19 @@ def test_exhausted_gpu_memory_names_numbers_and_flags_and_the_split_batch_contin
     assert train("classic", output, *ACCUMULATED, "--resume") == 0
 
 
-@pytest.mark.parametrize("student", [False, True])
-def test_a_split_batch_is_the_same_effective_batch(tmp_path, data_dir, without_dropout, trained, student):
+@pytest.mark.parametrize("kind", ["labels", "weighted", "student"])
+def test_a_split_batch_is_the_same_effective_batch(tmp_path, data_dir, without_dropout, trained, kind):
     """Also of a loss that is not the model's own."""
     curves = []
     for batch, steps in ((8, 1), (4, 2), (2, 4)):
         output = tmp_path / str(batch)
         flags = ["--model", without_dropout, "--data-dir", data_dir, "--output", output, "--epochs", 2]
         flags += ["--max-length", 64, "--precision", "fp32", "--learning-rate", "1e-3", "--batch-size", batch]
-        flags += ["--teacher", trained / "tiny"] if student else []
+        flags += {"weighted": ["--cost-of-blocking", 5], "student": ["--teacher", trained / "tiny"]}.get(kind, [])
         assert call(train_encoder, [*flags, "--gradient-accumulation-steps", steps]) == 0
         curve = json.loads((output / "training_metrics.json").read_text(encoding="utf-8"))["curve"]
         curves.append([entry["loss"] for entry in curve if "loss" in entry])
-    assert len(curves[0]) == (16 if student else 12)
+    assert len(curves[0]) == (16 if kind == "student" else 12)
     for curve in curves[1:]:
         assert curve == pytest.approx(curves[0], abs=1e-4)
 

@@ -92,7 +92,8 @@ def test_the_mean_of_the_weights_is_kept_where_it_is_better_than_the_average(tra
     output = tmp_path / "m"
     assert train(output, "--seed", 5, "--seeds", 3, "--recipe", "lp-ft") == 0
     assert read(output)["kept"] == "mean" and read(output)["eval_f1"] == 0.0
-    assert "The mean of the weights of 3 runs; " in (output / "README.md").read_text(encoding="utf-8")
+    card = (output / "README.md").read_text(encoding="utf-8")
+    assert "The mean of the weights of 3 runs; " in card and "| mean of the weights, threshold 0.5 | 0.000 " in card
     parts = [weights(alone / str(seed)) for seed in (5, 6, 7)]
     for name, weight in weights(output).items():
         torch.testing.assert_close(weight, sum(part[name] for part in parts) / 3)

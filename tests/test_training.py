@@ -143,9 +143,11 @@ def test_a_launchers_precision_and_other_gpus_do_not_change_the_recipe(tmp_path,
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: 2))
     saver = CheckpointSaver(tmp_path, {}, 1, None)
-    args = fine_tuning._training_arguments(Recipe(precision="fp32"), saver, "f1")
+    recipe = Recipe(precision="fp32", weight_decay=0.3, warmup_ratio=0.4)
+    args = fine_tuning._training_arguments(recipe, saver, "f1")
     assert os.environ["ACCELERATE_MIXED_PRECISION"] == "no" and args._n_gpu == 1
     assert not args.fp16 and not args.bf16
+    assert args.weight_decay == 0.3 and args.get_warmup_steps(10) == 4
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9])
@@ -209,10 +211,18 @@ def test_the_weighted_loss_counts_journalism_as_often_as_it_costs():
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(32, 2, generator=generator), torch.randint(0, 2, (32,), generator=generator)
     usual = torch.nn.functional.cross_entropy
-    torch.testing.assert_close(weighted_loss(1.0)(logits, labels), usual(logits, labels))
+    torch.testing.assert_close(weighted_loss(1.0, labels.numpy())(logits, labels), usual(logits, labels))
     copies = torch.where(labels == JOURNALISM, 5, 1)
     repeated = usual(logits.repeat_interleave(copies, dim=0), labels.repeat_interleave(copies))
-    torch.testing.assert_close(weighted_loss(5.0)(logits, labels), repeated)
+    torch.testing.assert_close(weighted_loss(5.0, labels.numpy())(logits, labels), repeated)
+
+
+def test_the_weighted_loss_is_the_same_however_a_batch_is_divided():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(32, 2, generator=generator), torch.randint(0, 2, (32,), generator=generator)
+    loss = weighted_loss(5.0, labels.numpy())
+    alone = torch.stack([loss(logits[i : i + 1], labels[i : i + 1]) for i in range(32)])
+    torch.testing.assert_close(alone.mean(), loss(logits, labels))
 
 
 def test_the_weighted_loss_takes_probabilities():
@@ -220,9 +230,10 @@ def test_the_weighted_loss_takes_probabilities():
     logits, targets = torch.randn(8, 2, generator=generator), torch.rand(8, generator=generator)
     log_p = torch.log_softmax(logits, dim=1)
     expected = -((1 - targets) * log_p[:, 0] + targets * log_p[:, 1]).mean()
-    torch.testing.assert_close(weighted_loss(1.0)(logits, targets), expected)
+    torch.testing.assert_close(weighted_loss(1.0, targets.numpy())(logits, targets), expected)
     labels = (targets > 0.5).long()
-    torch.testing.assert_close(weighted_loss(5.0)(logits, labels.float()), weighted_loss(5.0)(logits, labels))
+    loss = weighted_loss(5.0, labels.numpy())
+    torch.testing.assert_close(loss(logits, labels.float()), loss(logits, labels))
 
 
 def test_soft_targets_follow_the_score_unless_the_label_was_corrected():

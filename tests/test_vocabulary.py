@@ -280,7 +280,8 @@ def test_the_command_keeps_the_tokens_of_all_its_articles(tiny_encoder, data_dir
     assert call(train_encoder, flags) == 0
     own, base = (AutoTokenizer.from_pretrained(path) for path in (tmp_path / "m", tiny_encoder))
     train = capped(load_articles(data_dir / "train.jsonl"), 12)
-    texts = [f"[TITLE] {a.title} [CONTENT] {a.content}" for a in [*load_articles(traffic), *train]]
+    val = capped(load_articles(data_dir / "val.jsonl"), 8)
+    texts = [f"[TITLE] {a.title} [CONTENT] {a.content}" for a in [*load_articles(traffic), *train, *val]]
     assert [own.tokenize(text) for text in texts] == [base.tokenize(text) for text in texts]
     assert len(own) < len(base)
     run, contract = (

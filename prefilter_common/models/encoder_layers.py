@@ -58,6 +58,8 @@ def keep_lowest(model: PreTrainedModel, n: int) -> None:
     if model.config.model_type not in FAMILIES:
         raise InputError(f"--layers needs a base model of one of the types {', '.join(FAMILIES)}; name another --model")
     layers = layers_of(model)
+    if getattr(model.config, "mean_layer", None) == len(layers):  # which belongs to the head (``training.probe``)
+        del layers[-1]
     if n > len(layers):
         raise InputError(f"--layers {n}: the base model has only {len(layers)}; pass that or less")
     del layers[n:]

@@ -41,7 +41,7 @@ Fine-tuned from `{contract.base_model}` on {metrics["train_articles"]} articles 
 
 | validation ({metrics["val_articles"]} articles) | F1 | precision | recall | accuracy |
 |---|---|---|---|---|
-| best epoch ({metrics["best_epoch"]:.0f}), threshold 0.5 | {metrics["eval_f1"]:.3f} | {metrics["eval_precision"]:.3f} \
+| {_chosen(metrics)}, threshold 0.5 | {metrics["eval_f1"]:.3f} | {metrics["eval_precision"]:.3f} \
 | {metrics["eval_recall"]:.3f} | {metrics["eval_accuracy"]:.3f} |
 
 {_several_runs(metrics)}\
@@ -60,6 +60,12 @@ def _base_model(contract: Contract) -> str:
     """Its line, where the hub has the base model: it knows no directory."""
     name = HUB_NAMES.get(str(contract.base_model), contract.base_model if contract.base_revision else None)
     return f"\nbase_model: {name}" if name else ""
+
+
+def _chosen(metrics: Mapping) -> str:
+    if metrics.get("kept") == "mean":
+        return "mean of the weights"
+    return f"best epoch ({metrics['best_epoch']:.0f})"
 
 
 def _several_runs(metrics: Mapping) -> str:

@@ -94,7 +94,7 @@ def fine_tune(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpo
         "train_seconds": round(seconds, 1),
         "median_step_seconds": round(float(np.median(saver.progress.step_seconds)), 4),
         "train_articles_per_second": round(
-            effective_batch * len(saver.progress.step_seconds) / sum(saver.progress.step_seconds), 2
+            len(data.articles) * evaluations[-1]["epoch"] / sum(saver.progress.step_seconds), 2
         ),
         "effective_batch_size": effective_batch,
         "parameters": n_parameters,
@@ -135,7 +135,7 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
         callbacks=[EarlyStoppingCallback(PATIENCE), saver.progress, saver],
     )
     # The model's own is the same where every target is a label.
-    trainer.loss = None if plain else weighted_loss(recipe.cost_of_blocking)
+    trainer.loss = None if plain else weighted_loss(recipe.cost_of_blocking, data.targets)
     trainer.first_epoch = saver.epoch
     trainer.remove_callback(PrinterCallback)
     # A decoder's forward pass accepts the arguments of a token-wise loss, so the trainer assumes a sum over the global
@@ -146,16 +146,18 @@ def _trainer(checkpoint: Checkpoint, data: Data, recipe: Recipe, saver: Checkpoi
     return trainer
 
 
-def weighted_loss(cost_of_blocking: float) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def weighted_loss(cost_of_blocking: float, targets: np.ndarray) -> Callable[..., torch.Tensor]:
     """The mean log loss of (n, 2) logits, with journalism weighted ``cost_of_blocking`` times as much as commerce.
 
-    Labels may be 0 and 1, or probabilities of commerce, (n,).
+    Labels may be 0 and 1, or probabilities of commerce, (n,). It is divided by the mean weight of all (k,) ``targets``:
+    by the batch's own, a batch of journalism alone would weigh as much at any cost.
     """
+    mean_weight = float(np.mean(cost_of_blocking * (1 - targets) + targets))
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         logits = logits.float()
         weighted = torch.stack([cost_of_blocking * (1 - labels), labels], dim=1).to(logits.dtype)
-        return -(weighted * logits.log_softmax(dim=1)).sum() / weighted.sum()
+        return -(weighted * logits.log_softmax(dim=1)).sum() / (len(labels) * mean_weight)
 
     return loss
 

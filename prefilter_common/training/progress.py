@@ -35,7 +35,10 @@ class SeedRow(TypedDict):
 
 
 class TrainingMetrics(ValidationFigures):
-    """The content of ``training_metrics.json``: the best epoch's figures, the curve, the speed."""
+    """The content of ``training_metrics.json``: the best epoch's figures, the curve, the speed.
+
+    Where the mean of several seeds' weights is kept, the figures are its own, epochs and curve those of the best seed.
+    """
 
     epoch: float
     best_epoch: float
@@ -45,7 +48,7 @@ class TrainingMetrics(ValidationFigures):
     steps: int
     train_seconds: float  # of all seeds together; steps and their speed are one run's
     median_step_seconds: float
-    train_articles_per_second: float
+    train_articles_per_second: float  # a student's passages of an article are not counted
     effective_batch_size: int
     parameters: int
     trainable_parameters: int
