@@ -348,8 +348,8 @@ def test_a_first_stage_may_change_what_a_short_read_leaves(tokenizer, articles, 
     monkeypatch.setattr(f"{cascade}.choose_first_stage", choose("first", None))
     scorer = Scorer(OneToken(5), tokenizer, Contract(max_length=64))
     labelled = [replace(article, label=i % 2) for i, article in enumerate(articles)]
-    choose_cascade(scorer, labelled, articles, 16, 0.02)
-    assert shares == {"read": 0.02 / 8, "first": 0.02 / 8 if read else 0.02 / 4}
+    choose_cascade(scorer, labelled, articles, 16, 0.03)
+    assert shares == pytest.approx({"read": 0.01 / 4, "first": 0.01 / 4 if read else 0.01 / 2})
 
 
 def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles):
