@@ -1,6 +1,7 @@
 """Files that appear complete or not at all, and JSON that is read without surprises."""
 
 import json
+import math
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -41,9 +42,16 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def parse_json(text: str) -> Any:
     """Decode JSON. Raises ValueError for what is not JSON, is nested too deeply, or has a key twice in one object."""
     try:
-        return json.loads(text, object_pairs_hook=_unique)
+        return json.loads(text, object_pairs_hook=_unique, parse_float=_finite)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):  # which would be written as Infinity, and is no JSON
+        raise ValueError(f"{text[:20]} is too large a number")
+    return number
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

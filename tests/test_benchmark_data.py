@@ -134,6 +134,8 @@ def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted
     assert len(data.all_more) == 37
     traffic_alone = Data(both[:3], [], val=both[3:5], traffic=both)
     assert traffic_alone.fitting == both[5:20]
+    cut = [replace(article, content=article.content[:2]) for article in both[:5]]
+    assert Data(cut[:3], [], val=cut[3:], traffic=both).fitting == both[5:20]
 
 
 def test_as_many_texts_as_a_minute_allows_but_no_more_than_help():

@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from prefilter_common.articles import load_articles
 from prefilter_common.cli import exit_code
@@ -27,7 +28,6 @@ def model(tmp_path):
         "cpu_benchmark.json": json.dumps({"engine": "openvino-bf16", "max_length": 64, "stages": []}),
         "run.json": "{}",
         "config.json": "{}",
-        "model.safetensors": "weights" * 1000,
         "tokenizer.json": "{}",
         "openvino-fp32/engine.json": "{}",
         "openvino-fp32/model.bin": "converted" * 1000,
@@ -37,6 +37,7 @@ def model(tmp_path):
     for name, text in contents.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
+    save_file({"weights": np.zeros(1000)}, folder / "model.safetensors")
     engine = folder / "openvino-fp32"
     files = {name: sha256_of(engine / name) for name in ("model.bin", "tokenizer.json")}
     numbers = dict.fromkeys(("pad_token_id", "max_length", "max_positions"), 1)
@@ -64,6 +65,18 @@ def rewritten(archive, change):
 def test_the_recommended_engine_goes_without_the_checkpoint(model):
     engine = ["openvino-fp32/engine.json", "openvino-fp32/model.bin", "openvino-fp32/tokenizer.json"]
     assert deployed(model) == ["cpu_benchmark.json", *engine, "prefilter.json", "run.json"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"), [(["--overwrite"], "--overwrite is for --unpack"), ([], r"m/model.safetensors: damaged or cut")]
+)
+def test_a_checkpoint_that_was_cut_short_is_not_packed(model, tmp_path, flags, words):
+    (model / "cpu_benchmark.json").unlink()
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:900])
+    with pytest.raises(InputError, match=words):
+        main([str(model), str(tmp_path / "x.tar"), *flags])
+    assert not (tmp_path / "x.tar").exists()
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,22 @@ def test_the_recommended_engine_length_and_stages(model, caplog, found, stages):
     assert f"{NAME}, {words} 48 tokens" in caplog.messages[-1]
 
 
+def test_stages_that_know_nothing_of_an_operating_point_are_skipped(model, caplog):
+    recommend(model, engine=NAME, max_length=48, stages=["32 tokens"])
+    record = json.loads((model / "prefilter.json").read_text(encoding="utf-8"))
+    record["thresholds"]["mine"] = 0.38  # below what the short read leaves to the full one
+    (model / "prefilter.json").write_text(json.dumps(record), encoding="utf-8")
+    assert chosen(model) == (NAME, 48, ())
+    assert "its stages were chosen for other operating points, and are skipped" in caplog.text
+
+
+def test_a_part_of_another_model_is_not_run(model, caplog):
+    shutil.copyfile(model / NAME / "model.onnx", model / NAME / "layers_7.onnx")
+    recommend(model, engine=NAME, max_length=48, stages=[])
+    assert chosen(model)[0] == "pytorch-fp32"
+    assert f"has no intact {NAME} made from this checkpoint" in caplog.text
+
+
 @pytest.mark.parametrize("found", [{"stages": ["first stage", "32 tokens"]}, {"passes": 2}])
 def test_stages_that_the_contract_does_not_have_are_none(model, found):
     write_contract(model, Contract(max_length=64))

@@ -30,6 +30,16 @@ def test_the_same_scores_are_inside(articles):
     assert refusal(found, TOLERANCE, reads_less=False) is None
 
 
+def test_where_the_reference_finds_no_commerce_a_shorter_read_is_not_judged_by_f1(articles):
+    labels, scores = articles
+    low = 0.5 * scores
+    found = compare_scores(labels, low, 1 - low, THRESHOLDS, 0)
+    assert refusal(found, TOLERANCE, reads_less=True) == "no commerce found at default to judge it on"
+    assert "of decisions changed" in refusal(found, TOLERANCE, reads_less=False)
+    same = compare_scores(labels, low, low, THRESHOLDS, 0)
+    assert refusal(same, TOLERANCE, reads_less=False) is None and refusal(same, TOLERANCE, reads_less=True)
+
+
 def test_no_changed_decision_among_60_articles_is_not_none_of_all():
     """0 of 60 may be 6 % of all; 0 of 400, training articles counted, is less than 1 %."""
     labels = np.repeat([0, 1], 30)

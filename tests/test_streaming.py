@@ -1,9 +1,11 @@
+import errno
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,9 +118,43 @@ def test_an_input_that_is_replaced_before_it_is_divided_is_not_divided(tmp_path,
 
     monkeypatch.setattr(streaming, "write_rows", rotated)
     parts = ["--passed", tmp_path / "passed.jsonl", "--blocked", tmp_path / "blocked.jsonl"]
-    assert call(streaming, [model, source, tmp_path / "out.jsonl", *parts]) == 2
-    assert "in.jsonl: changed while it was being scored; delete " in error_line(capsys)
-    assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl"]
+    for argv in ([], parts):
+        original = source.read_bytes()
+        assert call(streaming, [model, source, tmp_path / "out.jsonl", *argv]) == 2
+        assert "in.jsonl: changed while it was being scored; delete " in error_line(capsys)
+        assert names(tmp_path) == [".out.jsonl.partial", "in.jsonl"]
+        source.write_bytes(original)
+        shutil.rmtree(tmp_path / ".out.jsonl.partial")
+
+
+def test_an_input_that_is_replaced_while_it_is_divided_is_not_delivered(tmp_path, model, source, monkeypatch, capsys):
+    write = delivery.write_parts
+
+    def rotated(*args):
+        write(*args)
+        write_jsonl(source, [{"id": f"b{i}", "title": "t", "content": "other"} for i in range(48)])
+
+    monkeypatch.setattr(delivery, "write_parts", rotated)
+    assert call(streaming, [model, source, "--passed", tmp_path / "p.jsonl"]) == 2
+    assert "changed while it was being scored" in error_line(capsys) and not (tmp_path / "p.jsonl").exists()
+
+
+def test_an_output_on_another_disk_is_complete_and_follows_no_link(tmp_path, model, source, monkeypatch):
+    """Where a file cannot be renamed from one to the other."""
+    folder, replace = tmp_path / "other", Path.replace
+    folder.mkdir()
+    (tmp_path / "precious").write_text("mine")
+    (folder / ".p.jsonl.partial").symlink_to(tmp_path / "precious")
+
+    def across(self, target):
+        if Path(target).parent == folder != self.parent:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", across)
+    assert call(streaming, [model, source, tmp_path / "out.jsonl", "--passed", folder / "p.jsonl"]) == 0
+    assert (tmp_path / "precious").read_text() == "mine" and names(folder) == ["p.jsonl"]
+    assert 0 < len(read_rows(folder / "p.jsonl")) < 48 and not (folder / "p.jsonl").is_symlink()
 
 
 @pytest.mark.parametrize("paths", [["-", "out.jsonl"], ["in.jsonl", "-"]])
@@ -461,6 +497,20 @@ def test_a_shadow_scores_too_and_what_it_disputes_is_written(tmp_path, model, so
     assert [row["id"] for row in read_rows(differ)] == [row["id"] for row in disputed] != []
     assert json.loads(capsys.readouterr().out)["differ"] == len(disputed)
     assert len(load_articles(differ)) == len(disputed)  # as evaluation reads its traffic
+
+
+def test_what_the_shadow_cannot_read_is_not_disputed(tmp_path, model, source, capsys):
+    rows_ = [{"title": f"ꙮ{i}", "content": "ꙮꙮ" * 30} for i in range(3)]
+    write_jsonl(source, rows_)
+    shadow = shutil.copytree(model, tmp_path / "shadow")
+    record = json.loads((shadow / "prefilter.json").read_text(encoding="utf-8"))
+    (shadow / "prefilter.json").write_text(json.dumps({**record, "max_unknown": 0.1}), encoding="utf-8")
+    flagging = with_thresholds(tmp_path, model, default=1e-6)
+    out, differ = tmp_path / "out.jsonl", tmp_path / "differ.jsonl"
+    assert call(streaming, [flagging, source, out, "--shadow", shadow, differ]) == 0
+    found = read_rows(out)
+    assert all(row["is_commerce"] and not row["shadow_is_commerce"] and row["shadow_unread"] for row in found)
+    assert json.loads(capsys.readouterr().out)["differ"] == 0 and read_rows(differ) == []
 
 
 def test_a_divided_run_is_resumed(tmp_path, model, source, monkeypatch):

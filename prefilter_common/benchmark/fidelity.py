@@ -96,7 +96,8 @@ def compare_scores(
             points[name] |= {
                 "f1_difference": gap,
                 "interval": f1_interval,
-                "f1_limit": max(f1_interval[0], worst),
+                # Where the reference finds no commerce, F1 cannot fall, and says nothing.
+                "f1_limit": max(f1_interval[0], worst) if (theirs & (labels == 1)).any() else None,
                 "f1_per_change": _f1_per_change(labels, theirs),
             }
     return {
@@ -164,7 +165,11 @@ def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str |
                 f"{_needed(point['changed'], tolerance.changed)}"
             )
         if point["f1_limit"] is None and reads_less:
-            return "no labels to judge it on"
+            return (
+                "no labels to judge it on"
+                if point["interval"] is None
+                else f"no commerce found at {name} to judge it on"
+            )
         if point["interval"] is not None and point["interval"][1] <= -tolerance.f1_loss:
             return f"F1 at {name} is {-100 * (point['f1_difference'] or 0):.1f} points lower, by the labelled articles"
         if point["f1_limit"] is not None and point["f1_limit"] <= -tolerance.f1_loss:

@@ -23,6 +23,7 @@ from typing import IO, TypedDict
 from prefilter_common.cli import Parser, configure_logging, exit_code
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, resolved
+from prefilter_common.models.base_models import one_line
 from prefilter_common.models.directory import (
     CARD_FILE,
     CONTRACT_FILE,
@@ -69,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--unpack", action="store_true", help="unpack source into target, and check every file")
     parser.add_argument("--overwrite", action="store_true", help="with --unpack, replace a model in target")
     args = parser.parse_args(argv)
+    if args.overwrite and not args.unpack:
+        parser.error("--overwrite is for --unpack; move an archive that is in the way")
     configure_logging()
     files = unpack(args.source, args.target, args.overwrite) if args.unpack else pack(args.source, args.target)
     size = sum(record["bytes"] for record in files.values())
@@ -131,6 +134,9 @@ def deployed(directory: Path) -> list[str]:
     else:
         files = (path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
         kept = [path for path in files if path.suffix not in PICKLES]
+        for path in kept:
+            if path.suffix == ".safetensors":
+                _require_whole(path)
         if not any(path.suffix == ".safetensors" for path in kept):
             raise InputError(
                 f"{directory}: has no weights in safetensors, and no others are loaded; write it with save_pretrained"
@@ -163,6 +169,18 @@ def unpack(archive: Path, directory: Path, overwrite: bool = False) -> dict[str,
     except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError):
         raise InputError(f"{archive}: not a bundle, or damaged; copy it again, or pack the model again") from None
     return files
+
+
+def _require_whole(weights: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise InputError(
+            f"{weights}: damaged or cut short ({one_line(error)}); copy it again, or train again"
+        ) from None
 
 
 def _add(tar: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> None:

@@ -51,6 +51,10 @@ class Stage:
         else:
             _require_whole("stages.layers", self.layers, 1)
 
+    def encloses(self, *thresholds: float) -> bool:
+        """Whether nothing that it decides lies between these, so that it decides alike at each."""
+        return (self.low == 0 or self.low < min(thresholds)) and (self.high == 1 or max(thresholds) < self.high)
+
     @property
     def name(self) -> str:
         """As reports and ``cpu_benchmark.json`` call it."""

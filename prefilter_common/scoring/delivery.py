@@ -29,8 +29,8 @@ def deliver(articles: Path, folder: Path, divided: Mapping[str, Path], output: P
     """
     rows = folder / ROWS_FILE
     made = {part: folder / f"{part}.jsonl" for part in divided}
+    require_same_input(articles, folder)
     if made:
-        require_same_input(articles, folder)
         write_parts(articles, rows, made)
         require_same_input(articles, folder)  # else the rows of one would be in the lines of another
     targets = [(path, divided[part]) for part, path in made.items()]
@@ -65,7 +65,10 @@ def _deliver(source: Path, target: Path, record: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        shutil.copyfile(source, partial_name(target))  # on another disk, where it can be renamed
+        # To the other disk, where it can be renamed. What is there is a killed run's, or a stranger's link.
+        partial_name(target).unlink(missing_ok=True)
+        with source.open("rb") as content, partial_name(target).open("xb") as copy:
+            shutil.copyfileobj(content, copy)
         _put_in_place(partial_name(target), target, record)
 
 

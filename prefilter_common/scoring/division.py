@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from prefilter_common.articles import BYTE_ORDER_MARK, decoded
-from prefilter_common.scoring.rows import ScoreRow
+from prefilter_common.scoring.rows import ScoreRow, differs
 
 
 def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
@@ -29,7 +29,7 @@ def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
             belongs = {"blocked" if row["is_commerce"] else "passed"}
             if "shadow_score" in row:
                 record["shadow_score"] = row["shadow_score"]
-                if row["shadow_is_commerce"] != row["is_commerce"]:
+                if differs(row):
                     belongs.add("differ")
             line = json.dumps(record, ensure_ascii=False) + "\n"
             for part in belongs & out.keys():

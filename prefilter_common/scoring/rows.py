@@ -78,6 +78,7 @@ class ScoreRow(TypedDict):
     unread: NotRequired[bool]  # only where true: no model reads it, so that it scores 0
     shadow_score: NotRequired[float]
     shadow_is_commerce: NotRequired[bool]
+    shadow_unread: NotRequired[bool]
 
 
 class Summary(TypedDict):
@@ -190,7 +191,14 @@ def score_rows(run: Run, articles: Sequence[Article]) -> list[ScoreRow]:
     for found in shadow:
         for row, score, is_commerce in zip(rows, *found, strict=True):
             row["shadow_score"], row["shadow_is_commerce"] = round(score, 6), is_commerce
+        for i in np.flatnonzero(run.scorers[1].unread(articles)).tolist():
+            rows[i]["shadow_unread"] = True
     return rows
+
+
+def differs(row: ScoreRow) -> bool:
+    """Whether model and shadow decide otherwise; what the shadow cannot read it does not decide."""
+    return "shadow_unread" not in row and row.get("shadow_is_commerce", row["is_commerce"]) != row["is_commerce"]
 
 
 def chunks(articles: Iterable[Article]) -> Iterator[list[Article]]:
@@ -209,9 +217,8 @@ def chunks(articles: Iterable[Article]) -> Iterator[list[Article]]:
 def count(counts: Counter[str], rows: Iterable[ScoreRow]) -> None:
     """Add to the numbers of ``rows``, and of those ``commerce``, ``unread``, or where the shadow's ``differ``."""
     for row in rows:
-        decided = row["is_commerce"]
-        differs = row.get("shadow_is_commerce", decided) != decided
-        counts.update(rows=1, commerce=int(decided), unread=int("unread" in row), differ=int(differs))
+        unread, differ = int("unread" in row), int(differs(row))
+        counts.update(rows=1, commerce=int(row["is_commerce"]), unread=unread, differ=differ)
 
 
 def keep_rows(rows: BinaryIO, articles: Iterator[Article], folder: Path) -> Counter[str]:

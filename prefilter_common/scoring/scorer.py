@@ -125,6 +125,10 @@ class Scorer:
         stages = recommended_stages(found, scorer.contract)
         if stages is None:
             return None
+        points = scorer.contract.thresholds.values()
+        if not all(stage.encloses(*points) for stage in stages):
+            log.warning(f"{directory}: its stages were chosen for other operating points, and are skipped")
+            stages = ()
         return scorer.reading(min(max_length, scorer.contract.max_length), scorer.with_files_of(directory, stages))
 
     @classmethod
