@@ -15,6 +15,7 @@ Progress goes to stderr; the last line on stdout is one JSON object with the val
 """
 
 import argparse
+import logging
 import sys
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from prefilter_common.models.checkpoints import Checkpoint
 
 DEFAULTS = Recipe(batch_size=8, learning_rate=1e-4, cuda_precision="bf16")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -125,9 +128,12 @@ def with_lora(checkpoint: "Checkpoint", adapter: Adapter) -> "Checkpoint":
     if missing := [name for name in adapter.target_modules if not any(each.endswith(f".{name}") for each in there)]:
         raise InputError(f"--lora-target-modules: the model has no layer named {', '.join(missing)}; correct the name")
     try:
-        return replace(checkpoint, model=get_peft_model(checkpoint.model, config))
+        model = get_peft_model(checkpoint.model, config)
     except ValueError as error:
         raise InputError(f"--lora-target-modules: {str(error).splitlines()[0]}") from None
+    if Path(str(config.base_model_name_or_path)).is_dir():  # from elsewhere, it might be another model
+        config.base_model_name_or_path = str(Path(str(config.base_model_name_or_path)).absolute())
+    return replace(checkpoint, model=model)
 
 
 def merge(adapter: Path, overwrite: bool) -> None:
@@ -145,6 +151,7 @@ def merge(adapter: Path, overwrite: bool) -> None:
     with new_directory(target, overwrite) as directory:
         checkpoint.save(directory)
         copy_records(adapter, directory, target.as_posix(), checkpoint.contract)
+    log.info(f"merged: {target}")
 
 
 def merged_name(adapter: Path) -> Path:

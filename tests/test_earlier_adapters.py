@@ -62,6 +62,7 @@ def test_a_base_model_that_cannot_be_loaded_is_one_line_and_an_error_row(earlier
     assert call(evaluate_models, flags) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if base in line]
     assert len(lines) == 1 and lines[0].startswith("earlier: ")
+    assert 'correct "base_model_name_or_path" in its adapter_config.json' in lines[0]
 
 
 def test_an_adapter_without_its_weights_is_named(earlier_adapter, tmp_path):

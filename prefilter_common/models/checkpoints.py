@@ -167,7 +167,11 @@ def _load_adapter(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
     if not heads:
         raise InputError(f"{directory}: adapter_model.safetensors contains no classification head; train it again")
     base = adapter.base_model_name_or_path or _earlier_base(directory)
-    source = locate_base(base)
+    try:
+        source = locate_base(base)
+    except InputError:
+        wrong = f"{directory}: its base model {base} is not there, and no model hub provided it"
+        raise InputError(f'{wrong}; correct "base_model_name_or_path" in its adapter_config.json') from None
     with named_errors(base):
         tokenizer = _load_tokenizer(directory if (directory / TOKENIZER_FILE).is_file() else source)
         config = AutoConfig.from_pretrained(
