@@ -6,7 +6,8 @@ from collections import Counter
 import pytest
 from conftest import SPLITS
 
-from prefilter_common.articles import load_articles
+from prefilter_common.articles import Article, load_articles
+from prefilter_common.splits.duplicates import find_pairs
 
 MINIMUM = {"train": 224, "val": 48, "test": 48}
 
@@ -55,3 +56,8 @@ def test_every_id_title_and_text_is_different_across_the_splits(splits):
 
 def plain(text):
     return " ".join("".join(c if c.isalnum() else " " for c in unicodedata.normalize("NFKC", text).casefold()).split())
+
+
+def test_articles_without_a_letter_are_no_copies_of_each_other():
+    articles = [Article("", "🔥🔥🔥"), Article("—", "…"), Article("", "🔥🔥🔥"), Article("a title", "and words")]
+    assert [(pair.first, pair.second) for pair in find_pairs(articles)] == [(0, 2)]

@@ -141,6 +141,16 @@ def test_repeated_texts_are_no_distance(splits):
     assert distance(train[1::2], half)["roc_auc"] < 0.65
 
 
+def test_every_fold_has_articles_however_few_texts_there_are():
+    labels, clusters = np.array([0, 1] * 8), np.arange(16) // 4 * 2 + np.arange(16) % 2
+    data = Labelled([Article("", str(i)) for i in range(16)], labels, clusters)
+    for train, test in data.folds(10):
+        assert len(np.unique(labels[train])) == 2 and len(test)
+    with pytest.raises(InputError, match="fewer than two different texts of one label"):
+        Labelled(data.articles, labels, np.where(labels, 0, clusters + 1)).folds()
+    assert distance([Article("", "the same")] * 40, data.articles) is None
+
+
 def flipped_among_suspects(articles, n, seed):
     labels = np.array([a.label for a in articles])
     flipped = np.random.default_rng(seed).choice(len(labels), n, replace=False)

@@ -53,6 +53,8 @@ def find_pairs(articles: Sequence[Article]) -> list[Pair]:
     Not found, unless the titles are the same: an article of which less than ``SNIPPET_SHARE`` is in the longer one.
     """
     texts = [(normalised(article.title), normalised(article.content)) for article in articles]
+    # Of an article without a letter or digit nothing would be left, and all of them would be copies of each other.
+    texts = [text if any(text) else (a.title, a.content) for text, a in zip(texts, articles, strict=True)]
     distinct, copies = _first_of_each(texts)
     pairs = [Pair(i, j, "exact", 1.0) for i, j in copies]
     sets = ShingleSets([texts[i] for i in distinct])

@@ -17,6 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from prefilter_common.articles import Article, capped
+from prefilter_common.errors import InputError
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs
 from prefilter_common.statistics.metrics import ThresholdMetrics, ranking_metrics, threshold_metrics
 
@@ -46,11 +47,14 @@ class Labelled:
     def folds(self, limit: int = PROBE_FOLDS) -> Folds:
         """(train, test) indices of each fold, with whole clusters and evenly spread labels.
 
-        At most ``limit`` folds, and no more than the rarer label has articles. scikit-learn's StratifiedGroupKFold
-        visits the clusters one by one, which is slow when nearly every article is its own cluster.
+        At most ``limit`` folds, and no more than the rarer label has clusters. scikit-learn's StratifiedGroupKFold
+        visits the clusters one by one, which is slow when nearly every article is its own cluster. Raises InputError
+        where a label has fewer than two.
         """
         _, first, inverse = np.unique(self.clusters, return_index=True, return_inverse=True)
-        n = max(min(limit, int(np.bincount(self.labels, minlength=2).min())), 2)
+        n = min(limit, int(np.bincount(self.labels[first], minlength=2).min()))
+        if n < 2:
+            raise InputError("train, val and test: fewer than two different texts of one label; add articles")
         shuffled = np.lexsort((np.random.default_rng(self.seed).random(len(first)), self.labels[first]))
         fold = np.empty(len(first), int)
         fold[shuffled] = np.arange(len(first)) % n
@@ -166,8 +170,11 @@ def distance(these: Sequence[Article], those: Sequence[Article], seed: int = 0) 
         return None
     articles = [*parts[0], *parts[1]]
     labels = np.array([0] * len(parts[0]) + [1] * len(parts[1]))
-    data = Labelled(articles, labels, clusters(len(articles), find_pairs(articles)), seed)
-    ranking = ranking_metrics(labels, predicted(text_features(articles), labels, data.folds()), seed)
+    try:
+        folds = Labelled(articles, labels, clusters(len(articles), find_pairs(articles)), seed).folds()
+    except InputError:  # all of a set are copies of one another
+        return None
+    ranking = ranking_metrics(labels, predicted(text_features(articles), labels, folds), seed)
     return {"roc_auc": ranking["roc_auc"], "interval": ranking["intervals"]["roc_auc"]}
 
 
