@@ -98,9 +98,9 @@ def main(argv: list[str] | None = None) -> int:
         store_cascade(directory, reference.cascade)
         recommended: RecommendationFile = {**summary, "run": provenance}
         write_recommendation(directory, recommended)
-        from prefilter_common.evaluation.results import refresh_latency
+        from prefilter_common.evaluation.refresh import refresh_latency
 
-        refresh_latency(args.output, directory.name, recommended)
+        refresh_latency(args.output, directory, recommended)
     print(report(result))
     print(json.dumps(summary, separators=(",", ":")))
     return 0

@@ -43,6 +43,7 @@ from prefilter_common.evaluation.results import PAGE_FILE, RESULTS_FILE, compare
 from prefilter_common.evaluation.run import Data, Options, evaluate_each
 from prefilter_common.evaluation.traffic.answers import read_audit
 from prefilter_common.evaluation.traffic.labelling import require_unlabelled
+from prefilter_common.files import resolved
 from prefilter_common.models.directory import model_directories
 from prefilter_common.outputs import require_files
 from prefilter_common.processes import is_main_process
@@ -58,6 +59,8 @@ def main(argv: list[str] | None = None) -> int:
     configure_logging()
     directories = model_directories(args.models_dir, args.models)
     check_traffic_models(args, directories)
+    if resolved(args.output) == resolved(args.models_dir):
+        raise InputError(f"--output {args.output}: is the folder of the models; name another, such as results")
     outputs = outputs_of(args, directories)
     require_files(*outputs)
     check_production(args)

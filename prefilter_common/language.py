@@ -1,5 +1,6 @@
 """The language of an article that does not name it."""
 
+import re
 from collections.abc import Sequence
 from functools import cache
 
@@ -11,7 +12,12 @@ CHARACTERS_READ = 200
 
 def languages(articles: Sequence[Article]) -> list[str]:
     """Language of each article: its own, else the one that py3langid recognises; ``unknown`` without any text."""
-    return [a.language or _recognised(f"{a.title} {a.content}"[:CHARACTERS_READ].strip()) for a in articles]
+    return [primary(a.language or _recognised(f"{a.title} {a.content}"[:CHARACTERS_READ].strip())) for a in articles]
+
+
+def primary(tag: str) -> str:
+    """The language of a tag that names a region or script as well: ``en`` of ``en-US``, ``zh`` of ``zh_Hant``."""
+    return re.split("[-_]", tag, maxsplit=1)[0].lower()
 
 
 @cache

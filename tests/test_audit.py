@@ -252,6 +252,9 @@ def test_rows_that_were_picked_out_are_no_random_sample(tmp_path):
     same, _, (warning,) = usable_audit(drawn, None, None)
     assert same is drawn and len(usable_audit(drawn, None, [])[2]) == 1
     assert "measure neither precision nor recall" in warning and "without gaps" in warning
+    begun = replace(drawn, skipped=0.0, unlabelled=0.1)
+    (warning,) = usable_audit(begun, None, None)[2]
+    assert warning.endswith("label more rows, in the order of the file, until every part has one")
 
 
 def audit_of_1000(tmp_path, n_flagged):

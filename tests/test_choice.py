@@ -164,7 +164,7 @@ def test_a_favourite_that_the_labels_show_to_be_wrong_is_not_selected():
     models = {"a": model(0.97, 0.97, 40), "b": model(0.97, 0.7, 10)}
     choice = choose(models, traffic=traffic(True), audit=audit((0.97, 0.97), (0.97, 0.7), 60, better="b"))
     assert choice["favourite"] == "a" and choice["selected"] is None
-    assert "b is right more often, though it misses the minimum for f1, recall" in choice["objections"][0]["suspect"]
+    assert "b is right more often, though it misses the minimum for F1, recall" in choice["objections"][0]["suspect"]
     assert choice["objections"][0]["to_label"] == 0
 
 
@@ -172,6 +172,8 @@ def test_a_handful_of_audited_articles_does_not_replace_the_test_set():
     tiny = audit((0.5, 0.5), (0.5, 0.5), 0)
     for row in tiny["models"].values():
         row["enough"] = False
+    uncovered = choose(SLOW_AND_FAST, traffic={**traffic(False), "uncovered_share": 0.9}, audit=tiny)
+    assert any("do not cover" in row["suspect"] for row in uncovered["objections"])
     choice = choose(SLOW_AND_FAST, audit=tiny)
     assert choice["selected"] == "b" and choice["models"]["b"]["source"] == "test"
     choice = choose(SLOW_AND_FAST, traffic=traffic(False), audit=tiny)

@@ -26,6 +26,25 @@ def test_the_same_traffic_has_not_changed(tmp_path, capsys):
     assert last["not_compared"] == ["languages", "lengths"]
 
 
+def test_too_few_rows_tell_nothing_of_a_mix(tmp_path, capsys):
+    few = write_jsonl(tmp_path / "few.jsonl", [{"score": score} for score in (0.1, 0.2, 0.3)])
+    assert call(drift, [streamed(tmp_path / "a.jsonl", 52), few]) == 0
+    (mix,) = [row for row in json.loads(capsys.readouterr().out.splitlines()[-1])["changes"] if row["what"] == "scores"]
+    assert mix["interval"] == [0.0, 1e9] and not mix["changed"]
+
+
+def test_a_region_is_no_other_language(tmp_path, capsys):
+    assert languages([Article("", "x", language=tag) for tag in ("en-US", "en_GB", "EN", "zh-Hant-TW")]) == [
+        "en", "en", "en", "zh"
+    ]  # fmt: skip
+    rows = [{"score": i / 100, "characters": i, "language": "en"} for i in range(100)]
+    files = [
+        write_jsonl(tmp_path / f"{tag}.jsonl", [{**row, "language": tag} for row in rows]) for tag in ("en", "en-US")
+    ]
+    assert call(drift, files) == 0
+    assert "languages: no change shown; 0 (" in capsys.readouterr().out
+
+
 def test_what_two_outputs_of_the_scorer_cannot_show_is_said(tmp_path, capsys):
     """Those of earlier versions carry neither languages nor lengths."""
     a, b = streamed(tmp_path / "a.jsonl", 52), streamed(tmp_path / "b.jsonl", 55)

@@ -185,7 +185,8 @@ def test_traffic_sections_queues_and_warnings(with_traffic):
     assert results["_traffic"]["n_articles"] == 30 and len(results["_traffic"]["pairs"]) == 1
     assert results["_traffic"]["uncovered"][0]["value"] == "xx"
     assert any(
-        "100% of the traffic is language xx; the labelled articles have none of it" in w for w in results["_warnings"]
+        "100% of the traffic (language xx) is not covered: the labelled articles have none of it" in w
+        for w in results["_warnings"]
     )
     queue = load_articles(output / "review_queue_first.jsonl") if results["_traffic"]["review_queue"]["first"] else []
     assert all(article.label is None and article.content.startswith("news ") for article in queue)

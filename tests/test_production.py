@@ -8,9 +8,11 @@ import pytest
 
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.evaluation.production import best_saving_threshold, blocked_by_slice, production_section
-from prefilter_common.evaluation.results import compare_models, refresh_latency, write_results
+from prefilter_common.evaluation.refresh import refresh_latency
+from prefilter_common.evaluation.results import compare_models, write_results
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
+from prefilter_common.models.directory import fingerprints
 from prefilter_common.scoring.engines.interface import REFERENCE
 
 COSTS = {"per_article": 0.01, "of_blocking": 0.5}
@@ -108,6 +110,16 @@ def test_a_flag_rate_that_no_share_of_commerce_gives_is_a_warning(share, interva
     assert words in estimate["warning"]
 
 
+def test_a_flag_rate_near_zero_on_much_traffic_is_that_of_little_commerce():
+    """The upper limit, 0.004 %, is 0 when it is rounded as it is stored."""
+    labels = np.repeat([0, 1], [100, 90])
+    test = [Article("", f"text {i}", int(label), str(i), "en") for i, label in enumerate(labels)]
+    model = Scored(np.where(labels, 0.9, 0.1), np.ones(190), 64, 1.0, {"default": 0.5})
+    rates = {"flag_rates": {"m": {"default": {"rate": 0.0, "interval": [0.0, 0.0]}}}}
+    section = production_section(test, {"m": model}, rates, np.ones(100_000), None, [0.05], 0.95, None)
+    assert section["models"]["m"]["prevalence_estimate"] == {"share": 0.0, "interval": [0.0, 0.0], "warning": None}
+
+
 def test_the_threshold_that_saves_the_most():
     labels = np.repeat([0, 1], [500, 100])
     scores = np.concatenate([np.linspace(0, 0.7, 500), np.linspace(0.4, 1, 100)])
@@ -154,13 +166,19 @@ def test_who_is_blocked_the_worst_first():
 def test_a_latency_measured_later_reaches_the_choice_and_the_page(disaster, monkeypatch):
     results, output = disaster
     monkeypatch.setattr("prefilter_common.evaluation.results.write_page", lambda path, found: path.write_text("page"))
-    results["models"]["old"]["cpu_benchmark_ms"] = None
+    old = output / "models" / "old"
+    old.mkdir(parents=True)
+    (old / "config.json").write_text("{}", encoding="utf-8")
+    results["models"]["old"] |= {"cpu_benchmark_ms": None, "files": fingerprints(old)}
     write_results(output, results)
     timed = {"avg_ms": 33.0, "median_characters": 125, "threads": 2, "run": {"hardware": {"cpu": "x"}}, "f1": 0.9,
              "engine": "onnxruntime-int8", "stages": ["first stage"]}  # fmt: skip
-    assert refresh_latency(output, "old", timed) and not refresh_latency(output, "unknown", timed)
+    assert refresh_latency(output, old, timed) and not refresh_latency(output, old.with_name("unknown"), timed)
     again = json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))
     assert again["_choice"]["models"]["old"]["cpu_ms"] == 33.0
     assert again["old"]["cpu_benchmark_on"] == "articles of 125 characters, 2 threads, x"
     assert again["old"]["cpu_benchmark_with"] == "onnxruntime-int8 after first stage"
-    assert not refresh_latency(output / "nowhere", "old", timed)
+    assert not refresh_latency(output / "nowhere", old, timed)
+    (old / "config.json").write_text("{ }", encoding="utf-8")  # another model of the same name
+    assert not refresh_latency(output, old, {**timed, "avg_ms": 1.0})
+    assert json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))["old"]["cpu_benchmark_ms"] == 33

@@ -250,6 +250,9 @@ def test_confident_misses_are_in_the_review_queue():
     assert len(queue) == 500 and reasons(queue) == QUOTAS == {"models disagree": 250, "uncertain": 150, "random": 100}
     assert sum(row["score"] == 0.002 for row in queue) >= 100
     assert all(row["label"] is None and 0 < row["inclusion_probability"] <= 1 for row in queue)
+    dated = [replace(article, extra={"published_date": "2024-07-15", "why": "theirs"}) for article in articles]
+    same = review_queue(dated, np.ones(n, int), scores, gaps, disputed, 0)
+    assert same == [{**row, "published_date": "2024-07-15"} for row in queue]
     assert queue == review_queue(articles, np.ones(n, int), scores, gaps, disputed, 0)
 
 

@@ -31,6 +31,7 @@ set, unless more than 2 % of it are training articles.
       .operating_points  by name: threshold, metrics and intervals on test
       .sweep          thresholds 0.50 to 0.99; pr_curve: [threshold, precision, recall]
       .floor          F1 above the baseline's, beats, beyond_chance
+      .files          sha256 of the checkpoint's
       .cpu_benchmark_ms  from the benchmark; null where it has not run, or not since evaluation removed the stages.
                       cpu_benchmark_on of what articles and on what, cpu_benchmark_with which engine and stages,
                       cpu_benchmark_f1 theirs

@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,16 +27,16 @@ from prefilter_common.cli import Parser, configure_logging, exit_code, fraction,
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import CHARACTER_EDGES, buckets, characters
 from prefilter_common.files import parse_json
-from prefilter_common.language import languages
+from prefilter_common.language import languages, primary
 from prefilter_common.statistics.intervals import effective_size, ratio_interval, stability_index
 from prefilter_common.statistics.metrics import as_interval
 
 CHANGED = 3
 SCORE_BINS = 10
-# The scorer's rows have six decimals.
-EQUAL = 5e-7
-# Rarer languages count together.
-RARE = 0.01
+EQUAL = 5e-7  # the scorer's rows have six decimals
+RARE = 0.01  # rarer languages count together
+# Of fewer rows a stability index tells nothing: of 10 its interval held the truth in 69 to 79 % of simulations.
+MIN_TEXTS = 20
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
             _size((row.get("score"), row["characters"], row.get("language")) for row in rows) if counted else len(rows),
             flags,
             scores,
-            [row.get("language") or UNKNOWN for row in rows] if named else None,
+            [primary(row.get("language") or UNKNOWN) for row in rows] if named else None,
             np.array([row["characters"] for row in rows]) if counted else None,
         )
     articles = [
@@ -149,8 +149,7 @@ def _size(texts: Iterable[Hashable]) -> float:
     return effective_size(np.array(list(Counter(texts).values())))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    found = []
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         # Not splitlines: a JSON string may contain a line separator of Unicode as it is.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
@@ -172,8 +171,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
             raise InputError(f'{path}, line {number}: "language" must be a string or null; correct or delete it')
         if not isinstance(row.get("is_commerce", False), bool):
             raise InputError(f'{path}, line {number}: "is_commerce" must be true or false; correct or delete it')
-        found.append(row)
-    return found
+        yield row
 
 
 def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: float) -> list[Change]:
@@ -238,6 +236,8 @@ def mix_change(
     counts = (np.array([n[name] for name in names]) for n in (Counter(before), Counter(now)))
     p, q = (count / count.sum() for count in counts)
     value, low, high = stability_index(p * sizes[0], q * sizes[1])
+    if min(sizes) < MIN_TEXTS:
+        low, high = 0.0, 1e9  # infinity is no JSON
     most = sorted(zip(q - p, names, p, q, strict=True), key=lambda row: -abs(row[0]))[:3]
     return {
         "what": what, "value": value, "interval": as_interval(low, high), "bound": bound,

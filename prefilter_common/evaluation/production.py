@@ -175,19 +175,19 @@ def _estimate(labels: np.ndarray, model: Scored, rate: FlagRate | None, n_effect
     found = prevalence_from_flags(rate["rate"], n_effective, confusion)
     warning = None
     unlike = "by the test set: the traffic is of another kind, and no share of commerce fits both"
-    if found and found[1][1] == 0:
+    if found and found[1][1] < 1e-9:
         low, high = (float(limit) for limit in mid_p(confusion["fp"], confusion["n_journalism"]))
         alone = f"less than the {low:.1%} to {high:.1%} that false alarms alone would give"
         warning = f"it flags {rate['rate']:.1%} of the traffic, {alone} {unlike}"
-    elif found and found[1][0] == 1:
+    elif found and found[1][0] > 1 - 1e-9:
         low, high = (float(limit) for limit in mid_p(confusion["tp"], confusion["n_commerce"]))
         all_commerce = f"more than the {low:.1%} to {high:.1%} that it would flag if all of it were commerce,"
         warning = f"it flags {rate['rate']:.1%} of the traffic, {all_commerce} {unlike}"
     elif found is None:
-        warning = "it flags journalism as often as commerce on the test set: no share of commerce can be estimated"
+        warning = "it flags journalism at least as often as commerce on the test set: no share can be estimated"
     if found is None or warning:
         return {"share": None, "interval": None, "warning": warning}
-    return {"share": found[0], "interval": found[1], "warning": None}
+    return {"share": found[0], "interval": as_interval(*found[1]), "warning": None}
 
 
 def _panel_row(

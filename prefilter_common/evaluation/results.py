@@ -1,11 +1,9 @@
 """From the models' scores to the results: every section, the choice, the files."""
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.errors import InputError
@@ -16,7 +14,7 @@ from prefilter_common.evaluation.production import production_section, productio
 from prefilter_common.evaluation.report.content import Compared, Results, Sections
 from prefilter_common.evaluation.report.page import write_page
 from prefilter_common.evaluation.run import Data, ErrorRow, ModelRow, Options
-from prefilter_common.evaluation.sections import Scored, benchmarked, other_configuration, worst_errors
+from prefilter_common.evaluation.sections import Scored, other_configuration, worst_errors
 from prefilter_common.evaluation.traffic.answers import usable_audit
 from prefilter_common.evaluation.traffic.audit import audit_section
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
@@ -129,8 +127,8 @@ def evaluation_warnings(
         if rows:
             found.append(f"{len(rows)} {where}: {', '.join(str(row['id']) for row in rows[:5])}")
     for row in traffic["uncovered"] if traffic else []:
-        part = f"{row['traffic_share']:.0%} of the traffic is {row['by']} {row['value']}"
-        found.append(f"{part}; the labelled articles {row['lacks']}")
+        part = f"{row['traffic_share']:.0%} of the traffic ({row['by']} {row['value']})"
+        found.append(f"{part} is not covered: the labelled articles {row['lacks']}")
     for name, model in models.items():
         found += [
             f"{name} reads {1 - share:.1%} of the {role} articles; the rest, in characters unknown to it, score 0"
@@ -181,28 +179,6 @@ def choice_of(results: Sections) -> Choice:
     )
 
 
-def refresh_latency(output: Path, model: str, record: Mapping[str, Any]) -> bool:
-    """Add a latency measured after the evaluation to its results, and write its choice and page again.
-
-    Args:
-        record: what ``cpu_benchmark.json`` says.
-
-    Returns whether ``output`` has results of this model. Results of an earlier version are left alone.
-    """
-    path = output / RESULTS_FILE
-    try:
-        found: Any = json.loads(path.read_text(encoding="utf-8"))
-        found[model]["f1"], found["_worst_errors"], (found["_audit"] or {"of_traffic": False})["of_traffic"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    found[model] |= {"cpu_benchmark_ms": record["avg_ms"], **benchmarked(record)}
-    found["models"] = {name: found.pop(name) for name in list(found) if not name.startswith("_")}
-    results: Results = found
-    results["_choice"] = choice_of(results)
-    write_results(output, results)
-    return True
-
-
 def write_models(
     directories: Sequence[Path], test: Sequence[Article], models: Mapping[str, Scored], output: Path
 ) -> None:
@@ -233,8 +209,12 @@ def _write_thresholds(directory: Path, thresholds: Mapping[str, float]) -> None:
             f"{directory.name}: its stages ({', '.join(stored.stage_names)}) were chosen for other thresholds and are "
             f"removed; {again}"
         )
-    elif (found := read_recommendation(directory)) and found.get("engine") not in (None, str(REFERENCE)):
-        log.warning(f"{directory.name}: {found['engine']} was compared at other thresholds; {again}")
+    elif (found := read_recommendation(directory)) and "engine" in found:
+        reads = found["engine"], found.get("max_length")
+        if reads != (str(REFERENCE), stored.max_length):
+            log.warning(
+                f"{directory.name}: {reads[0]}, reading {reads[1]} tokens, was compared at other thresholds; {again}"
+            )
 
 
 def write_results(output: Path, results: Results) -> None:

@@ -17,7 +17,13 @@ from prefilter_common.evaluation.baseline import FloorComparison
 from prefilter_common.evaluation.sections import Benchmarked, QualityRow, Scored
 from prefilter_common.evaluation.traffic.answers import Audit
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import cpu_benchmark_ms, read_contract, read_recommendation, read_validation
+from prefilter_common.models.directory import (
+    cpu_benchmark_ms,
+    fingerprints,
+    read_contract,
+    read_recommendation,
+    read_validation,
+)
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
 from prefilter_common.scoring.engines.interface import Engine, EngineName
 from prefilter_common.scoring.latency import time_single_articles
@@ -76,6 +82,7 @@ class ModelRow(QualityRow, Benchmarked):
     p50_inference_ms: float
     p95_inference_ms: float
     latency_articles: int
+    files: dict[str, str]
     cpu_benchmark_ms: float | None
     n_articles: int
     engine: str
@@ -154,6 +161,7 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
             "p50_inference_ms": latency["p50_ms"],
             "p95_inference_ms": latency["p95_ms"],
             "latency_articles": len(forward),
+            "files": fingerprints(directory),
             "cpu_benchmark_ms": cpu_benchmark_ms(directory, stored.with_thresholds(model.thresholds)),
             **sections.benchmarked(read_recommendation(directory) or {}),
             "n_articles": len(data.test),

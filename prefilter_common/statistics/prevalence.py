@@ -72,12 +72,12 @@ def precision_interval(prevalence: float, tp: Number, n_commerce: Number, fp: Nu
     return limits[0], limits[1]
 
 
-def prevalence_from_flags(flag_rate: float, n: float, confusion: Confusion) -> tuple[float, list[float]] | None:
+def prevalence_from_flags(flag_rate: float, n: float, confusion: Confusion) -> tuple[float, Interval] | None:
     """Share of commerce in articles of which a share ``flag_rate`` was flagged, and its interval.
 
     The flag rate is corrected by the recall and the false-positive rate found on labelled articles (Rogan and Gladen
-    1978). Both are cut to [0, 1]; the interval is [0, 0] or [1, 1] where so few or so many were flagged that no share
-    fits. None where the model does not flag commerce more often than journalism.
+    1978). Both are cut to [0, 1]; both ends of the interval are 0 or 1, but for rounding, where so few or so many
+    were flagged that no share fits. None where the model does not flag commerce more often than journalism.
 
     Args:
         n: articles behind ``flag_rate``; with repeated texts, their effective number.
@@ -87,7 +87,7 @@ def prevalence_from_flags(flag_rate: float, n: float, confusion: Confusion) -> t
     if recall <= false_alarms:
         return None
     limits = prevalence_interval(flag_rate, n, **confusion)
-    return float(_rogan_gladen(flag_rate, recall, false_alarms)), as_interval(*limits)
+    return float(_rogan_gladen(flag_rate, recall, false_alarms)), limits
 
 
 def _rogan_gladen(flag_rate: Number, recall: Number, false_alarms: Number) -> np.ndarray:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
-from prefilter_common.evaluation.choice.objections import Assessment, Objection, differing, objections_to
+from prefilter_common.evaluation.choice.objections import Assessment, Objection, differing, objections_to, shown
 from prefilter_common.evaluation.traffic.audit import AuditedModel, AuditSection, PairAudit
 from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.statistics.comparison import Comparison
@@ -179,7 +179,7 @@ def _reason(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str],
     where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)})"
     if best["tier"] == "target":
         return f"{where} meets every target that was measured{lead}."
-    missed = ", ".join(_shown(key) for key in best["misses"]["target"])
+    missed = ", ".join(shown(key) for key in best["misses"]["target"])
     return f"{where} meets the minimum{lead}, though not the target for {missed}."
 
 
@@ -217,7 +217,7 @@ def _cautions(
     for key, state in best["states"].items():
         if state == "not shown":
             cautions.append(
-                f"{_shown(key)} may be below the minimum of {CRITERIA[key][0]:.0%}: its interval begins at "
+                f"{shown(key)} may be below the minimum of {CRITERIA[key][0]:.0%}: its interval begins at "
                 f"{best['intervals'][key][0]:.1%}; more {best['source']} articles would tell"
             )
     if not traffic and best["source"] == "test":
@@ -243,8 +243,4 @@ def _cautions(
 
 
 def _missing(model: Assessment) -> str:
-    return ", ".join(_shown(key) for key in model["misses"]["minimum"])
-
-
-def _shown(key: str) -> str:
-    return {"f1": "F1", "cpu_ms": "CPU latency"}.get(key, key)
+    return ", ".join(shown(key) for key in model["misses"]["minimum"])

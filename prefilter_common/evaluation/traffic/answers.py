@@ -178,10 +178,12 @@ def usable_audit(
             "were drawn from; pass both of the same week"
         )
     if audit.flags is not None and not audit.random:
+        remedy = "fill them in from the first row on, without gaps, and pass the whole file"
+        if audit.skipped <= MAX_MISSING and not audit.without:
+            remedy = "label more rows, in the order of the file, until every part has one"
         doubts.append(
             "the labels of --audited are no random sample, and measure neither precision nor recall: "
             f"{audit.skipped:.0%} of the rows before the last label have none or are gone, and {audit.unlabelled:.0%} "
-            f"of the traffic is in parts without one{_none_of(audit.without)}; fill them in from the first row on, "
-            "without gaps, and pass the whole file"
+            f"of the traffic is in parts without one{_none_of(audit.without)}; {remedy}"
         )
     return audit, of_traffic, doubts

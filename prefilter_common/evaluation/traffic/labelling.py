@@ -8,7 +8,7 @@ that rows which were left out do not go unnoticed.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -173,8 +173,10 @@ def _draw(
     for (name, members), k in zip(strata.items(), allocate(sizes, n, evenly), strict=True):
         for i in rng.choice(members, int(k), replace=False).tolist():
             a = articles[i]
+            # With its other keys, such as the date that decides whether it may be merged into the training articles.
+            more: Any = {key: value for key, value in a.extra.items() if key not in LabelRow.__annotations__}
             rows.append({
-                "id": a.id, "title": a.title, "content": a.content, "label": None, "language": a.language,
+                **more, "id": a.id, "title": a.title, "content": a.content, "label": None, "language": a.language,
                 "source": a.source, "score": round(float(scores[i]), 6), "why": why, "stratum": f"{why}: {name}",
                 "stratum_size": len(members), "inclusion_probability": round(int(k) / len(members), 8),
                 "copies": int(copies[i]),
