@@ -101,6 +101,12 @@ def test_bad_arguments_write_nothing(models_dir, data_dir, tmp_path, capsys, fla
     assert words in capsys.readouterr().err and not (tmp_path / "r").exists()
 
 
+def test_results_are_not_written_among_the_models(models_dir, data_dir, capsys):
+    flags = ["--models-dir", models_dir, "--test-data", data_dir / "test.jsonl", "--output", f"{models_dir}/."]
+    assert call(evaluate_models, flags) == 2
+    assert "is the folder of the models" in capsys.readouterr().err and not (models_dir / "predictions").exists()
+
+
 def test_unlabelled_test_data_is_refused(models_dir, tmp_path, capsys):
     data = write_jsonl(tmp_path / "t.jsonl", [{"title": "t", "content": "c"}])
     assert call(evaluate_models, ["--models-dir", models_dir, "--test-data", data, "--output", tmp_path / "r"]) == 2

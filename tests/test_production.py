@@ -161,6 +161,11 @@ def test_who_is_blocked_the_worst_first():
     rows = blocked_by_slice(test, Scored(scores, np.ones(200), 64, 1.0, {"default": 0.5}))
     assert (rows[0]["value"], rows[0]["n_blocked"], rows[0]["n_journalism"]) == ("el, short", 30, 30)
     assert rows[0]["interval"][0] > 0.8 and rows[-1]["rate"] == 0
+    test.append(Article("", "x" * 100, 0, "alone", "xx"))  # a slice of one, after all that tell something
+    scores = np.append(scores, 0.9)
+    rows = blocked_by_slice(test, Scored(scores, np.ones(201), 64, 1.0, {"default": 0.5}))
+    assert [row["enough"] for row in rows] == sorted((row["enough"] for row in rows), reverse=True)
+    assert rows[0]["value"] == "el, short" and rows[-1]["rate"] == 1
 
 
 def test_a_latency_measured_later_reaches_the_choice_and_the_page(disaster, monkeypatch):
