@@ -18,6 +18,7 @@ import prefilter_common.training.run
 import train_encoder
 import train_qwen_lora
 from prefilter_common.articles import format_input, load_articles
+from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.scoring.scorer import Scorer
 
 pytestmark = pytest.mark.slow
@@ -111,6 +112,15 @@ def test_only_adapter_and_head_were_trained_and_in_float32(families, tiny_models
     config = json.loads((families[0] / "qwen" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (config["r"], config["lora_alpha"], config["lora_dropout"]) == (16, 32, 0.1)
     assert set(config["target_modules"]) == {"q_proj", "v_proj"}
+    assert config["base_model_name_or_path"] == str(tiny_models["qwen"])
+
+
+def test_an_adapter_finds_its_base_from_any_directory(tiny_models, tmp_path, monkeypatch):
+    monkeypatch.chdir(tiny_models["qwen"].parent)
+    adapter = train_qwen_lora.Adapter(4, 8, 0.0, ["q_proj"])
+    made = train_qwen_lora.with_lora(load_base_model("qwen", max_length=64, seed=1), adapter)
+    made.save(tmp_path)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(tiny_models["qwen"])
 
 
