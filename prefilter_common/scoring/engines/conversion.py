@@ -22,7 +22,6 @@ from prefilter_common.models.directory import (
     is_current,
     read_contract,
     read_record,
-    sha256_of,
 )
 from prefilter_common.outputs import new_directory
 from prefilter_common.scoring.engines.converters import ConversionDetails, to_onnxruntime, to_openvino
@@ -31,7 +30,6 @@ from prefilter_common.scoring.tokenization import ArticleTokenizer
 
 log = logging.getLogger(__name__)
 
-ENGINE_SUFFIXES = {".bin", ".json", ".onnx", ".xml"}
 # Recorded with each conversion: increment it when one is made differently.
 VERSION = 7
 
@@ -82,7 +80,6 @@ def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, 
         convert_to = to_openvino if name.library == "openvino" else to_onnxruntime
         details = convert_to(checkpoint, partial, int8, tokenizer, train or ())
         tokenizer.save(partial / "tokenizer.json")
-        written = [path for path in sorted(partial.iterdir()) if path.suffix in ENGINE_SUFFIXES]
         record: ConversionRecord = {
             "engine": folder.name,
             "max_length": checkpoint.contract.max_length,
@@ -91,7 +88,7 @@ def convert(directory: Path, name: EngineName, train: Sequence[Article] | None, 
             "version": VERSION,
             **details,
             "source": fingerprints(directory),
-            "files": {path.name: sha256_of(path) for path in written},
+            "files": fingerprints(partial),
         }
         write_json(partial / ENGINE_FILE, record)
     return folder
