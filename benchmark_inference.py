@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         store_cascade(directory, reference.cascade)
         recommended: RecommendationFile = {**summary, "run": provenance}
         write_recommendation(directory, recommended)
-        from prefilter_common.evaluation.refresh import refresh_latency
+        from prefilter_common.evaluation.latency_update import refresh_latency
 
         refresh_latency(args.output, directory, recommended)
     print(report(result))

@@ -131,8 +131,9 @@ def with_lora(checkpoint: "Checkpoint", adapter: Adapter) -> "Checkpoint":
         model = get_peft_model(checkpoint.model, config)
     except ValueError as error:
         raise InputError(f"--lora-target-modules: {str(error).splitlines()[0]}") from None
-    if Path(str(config.base_model_name_or_path)).is_dir():  # from elsewhere, it might be another model
-        config.base_model_name_or_path = str(Path(str(config.base_model_name_or_path)).absolute())
+    base = Path(str(config.base_model_name_or_path))
+    if base.is_dir():  # from elsewhere, the same name might be another model's
+        config.base_model_name_or_path = str(base.absolute())
     return replace(checkpoint, model=model)
 
 

@@ -54,9 +54,9 @@ class Article:
         label = extra.pop("label", None)
         if label is None and require_label:
             raise ValueError('"label" is missing; add 0 (journalism) or 1 (commerce)')
-        # bool is an int in Python, but true or false in a file means that its writer had another format in mind.
         if type(label) is float and label in (JOURNALISM, COMMERCE):  # as tables with empty cells write whole numbers
             label = int(label)
+        # bool is an int in Python, but true or false in a file means that its writer had another format in mind.
         if label is not None and (type(label) is not int or label not in (JOURNALISM, COMMERCE)):
             raise ValueError(f'"label" is {_shown(label)}; it must be 0 (journalism) or 1 (commerce)')
         score = extra.pop("commerce_score", None)

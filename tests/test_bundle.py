@@ -67,15 +67,17 @@ def test_the_recommended_engine_goes_without_the_checkpoint(model):
     assert deployed(model) == ["cpu_benchmark.json", *engine, "prefilter.json", "run.json"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"), [(["--overwrite"], "--overwrite is for --unpack"), ([], r"m/model.safetensors: damaged or cut")]
-)
-def test_a_checkpoint_that_was_cut_short_is_not_packed(model, tmp_path, flags, words):
+def test_an_archive_is_not_overwritten(model, tmp_path):
+    with pytest.raises(InputError, match="--overwrite is for --unpack"):
+        main([str(model), str(tmp_path / "x.tar"), "--overwrite"])
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_packed(model, tmp_path):
     (model / "cpu_benchmark.json").unlink()
     weights = model / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:900])
-    with pytest.raises(InputError, match=words):
-        main([str(model), str(tmp_path / "x.tar"), *flags])
+    with pytest.raises(InputError, match=r"m/model.safetensors: damaged or cut"):
+        pack(model, tmp_path / "x.tar")
     assert not (tmp_path / "x.tar").exists()
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from prefilter_common.articles import Article, labels_of
+from prefilter_common.evaluation.latency_update import refresh_latency
 from prefilter_common.evaluation.production import best_saving_threshold, blocked_by_slice, production_section
-from prefilter_common.evaluation.refresh import refresh_latency
 from prefilter_common.evaluation.results import compare_models, write_results
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row

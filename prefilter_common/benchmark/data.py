@@ -53,8 +53,8 @@ class Data:
         new = [together[i] for i in distinct_texts(together)[0].tolist() if i >= len(kept_out)]
         # Where the test articles are cut, no text of theirs is the same as the whole one, but the title is.
         stories = {article.title for article in kept_out} - {""}
-        known = [*_but_held_out(self.whole_train or self.train), *new]
-        return [article for article in known if article.title not in stories]
+        found = [*_but_held_out(self.whole_train or self.train), *new]
+        return [article for article in found if article.title not in stories]
 
     @property
     def _earlier_traffic(self) -> list[Article]:

@@ -210,7 +210,7 @@ def _write_thresholds(directory: Path, thresholds: Mapping[str, float]) -> None:
             f"removed; {again}"
         )
     elif (found := read_recommendation(directory)) and "engine" in found:
-        reads = found["engine"], found.get("max_length")
+        reads = found["engine"], found.get("max_length", stored.max_length)
         if reads != (str(REFERENCE), stored.max_length):
             log.warning(
                 f"{directory.name}: {reads[0]}, reading {reads[1]} tokens, was compared at other thresholds; {again}"
