@@ -12,10 +12,14 @@ from conftest import call, write_jsonl
 from malformed import snapshot
 
 import benchmark_inference
-from prefilter_common.articles import Article, load_articles
+from prefilter_common.articles import Article, format_input, load_articles
 from prefilter_common.benchmark import rows as benchmark
 from prefilter_common.benchmark import timing
+from prefilter_common.benchmark.conditions import Options
+from prefilter_common.benchmark.data import Data
+from prefilter_common.benchmark.fidelity import Tolerance
 from prefilter_common.benchmark.report import latency_verdict
+from prefilter_common.benchmark.run import take_reference
 from prefilter_common.benchmark.stages.cascade import Cascade
 from prefilter_common.benchmark.timing import Single, Worker
 from prefilter_common.errors import InputError
@@ -343,6 +347,16 @@ def test_an_engine_and_a_first_pass_refused_on_few_texts_are_accepted_with_traff
     monkeypatch.setattr("prefilter_common.benchmark.run.cascade_of", lambda *rest: Cascade((SHORT,), {}))
     _, earlier = run("--engines", "pytorch-fp32", "--traffic", traffic, data=alone)
     assert [row["parity"]["points"]["default"]["n"] for row in earlier["rows"]] == [176, 16]
+
+
+def test_what_the_stages_were_chosen_on_is_not_read_again(model, data_dir, monkeypatch):
+    val, test = (load_articles(data_dir / f"{role}.jsonl") for role in ("val", "test"))
+    known = {format_input(article): 0.25 for article in val[:5]}
+    monkeypatch.setattr("prefilter_common.benchmark.run.cascade_of", lambda *rest: Cascade((), {}, full=known))
+    options = Options([REFERENCE], None, False, [16], Tolerance(), "cpu", 1, None)
+    reference, data = take_reference(model, Data(test, test, val=val), options)
+    assert data.all_more == val and (reference.more[:5] == 0.25).all()
+    assert reference.more[5:] == pytest.approx(Scorer.load(model, "cpu").score(val[5:]))
 
 
 def test_what_the_model_cannot_read_says_nothing_for_an_engine(run, model, data_dir, tmp_path, capsys):

@@ -12,7 +12,7 @@ import torch
 from scipy.special import expit
 from transformers import BertForSequenceClassification
 
-from prefilter_common.articles import load_articles
+from prefilter_common.articles import format_input, load_articles
 from prefilter_common.benchmark.stages.cascade import Cascade, choose_cascade, store_cascade
 from prefilter_common.benchmark.stages.early_exit import Exits, choose_exits, fit_exit, states_of
 from prefilter_common.benchmark.stages.first_stage import decided_by_first
@@ -365,6 +365,7 @@ def test_the_exits_of_a_cascade_are_stored_and_used(tmp_path, tokenizer, article
     some = [a for label in (0, 1) for a in labelled if a.label == label] * 3
     cascade = choose_cascade(scorer, some, articles, 16, 0.01)
     assert cascade.stages[0].layers == 2 and cascade.notes["2 layers"]["decided"] > 0.5
+    assert [cascade.full[format_input(a)] for a in articles] == pytest.approx(scorer.score(articles).tolist())
 
     write_contract(tmp_path, Contract(max_length=64))
     store_cascade(tmp_path, cascade)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from prefilter_common.articles import Article, load_articles
+from prefilter_common.articles import Article, format_input, load_articles
 from prefilter_common.benchmark.stages.cascade import Cascade, cascade_of, choose_cascade, store_cascade
 from prefilter_common.benchmark.stages.first_stage import choose_first_stage, fit_first_stage, out_of_fold
 from prefilter_common.benchmark.stages.soft_labels import folds, stories_of
@@ -369,6 +369,7 @@ def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles)
     cascade = choose_cascade(scorer, val, made(1200, False), 16, 0.01)
     assert cascade.stages[0].reader == "linear" and cascade.notes["first stage"]["fitted_texts"] == 2400
     assert cascade.notes["first stage"]["decided"] > 0.5
+    assert [cascade.full[format_input(a)] for a in val] == scorer.score(val).tolist()
     none = choose_cascade(scorer, val, [], 16, 0.01)
     assert none.stages == cascade.stages[1:] and not none.files
     assert none.notes["first stage"]["reason"].endswith("pass --train-data or --traffic")

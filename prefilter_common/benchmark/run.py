@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from prefilter_common.articles import labels_of
+from prefilter_common.articles import Article, format_input, labels_of
 from prefilter_common.benchmark.bounds import matrix_rates, operations
 from prefilter_common.benchmark.conditions import Articles, Options
 from prefilter_common.benchmark.data import Data, texts_worth_comparing
@@ -74,12 +74,22 @@ def take_reference(directory: Path, data: Data, options: Options) -> tuple[Refer
         n_tokens=np.array([len(ids) for ids in encodings]),
         operations=operations(scorer.engine),
         cascade=cascade,
-        more=scorer.score(data.all_more, batch_size),
+        more=_full_scores(scorer, data.all_more, cascade.full, batch_size),
         # On which texts the stages of an earlier run were fitted is not known.
         unseen=data.unseen & bool(cascade.notes),
         distinct=distinct[~scorer.unread([data.test[i] for i in distinct.tolist()])],
     )
     return reference, data
+
+
+def _full_scores(
+    scorer: Scorer, articles: Sequence[Article], known: Mapping[str, float], batch_size: int
+) -> np.ndarray:
+    """(n,) P(commerce) of each article; of some it is ``known``, by input text."""
+    scores = np.array([known.get(format_input(article), np.nan) for article in articles])
+    new = np.flatnonzero(np.isnan(scores))
+    scores[new] = scorer.score([articles[i] for i in new.tolist()], batch_size)
+    return scores
 
 
 def articles_of(reference: Reference, data: Data) -> Articles:

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from prefilter_common.articles import Article, capped, cut_at_random, labels_of
+from prefilter_common.articles import Article, capped, cut_at_random, format_input, labels_of
 from prefilter_common.benchmark.stages.early_exit import choose_exits, states_of
 from prefilter_common.benchmark.stages.first_stage import (
     choose_first_stage,
@@ -49,11 +49,15 @@ CUT_SEED = 0  # of the lengths to which copies are cut
 
 @dataclass(frozen=True)
 class Cascade:
-    """The stages before the full read, how each did on validation articles, and the files with what was fitted now."""
+    """The stages before the full read, how each did on validation articles, and the files with what was fitted now.
+
+    ``full`` maps the input text of each article that was read in full to choose them to its P(commerce).
+    """
 
     stages: tuple[Stage, ...]
     notes: dict[str, StageNote]
     files: Mapping[str, bytes] = field(default_factory=dict)
+    full: Mapping[str, float] = field(default_factory=dict)
 
 
 def cascade_of(
@@ -101,6 +105,7 @@ def choose_cascade(
     if texts:
         log.info(f"stages: taking the model's scores of {len(texts):,} texts to fit and choose them on")
     (full, states), (targets, fitting_states) = (states_of(scorer, part, batch_size) for part in (known, texts))
+    scored = dict(zip(map(format_input, [*val, *chosen]), [*full[: len(val)], *targets[: len(chosen)]], strict=True))
     reads: tuple[Stage, ...] = ()
     notes: dict[str, StageNote] = {}
     if not (texts and states):  # exits change fewer decisions than short reads do
@@ -108,7 +113,7 @@ def choose_cascade(
         reads = (read,) if read else ()
     if not texts:
         reason = "too few articles to fit it on; pass --train-data or --traffic"
-        return Cascade(reads, {"first stage": {"reason": reason}, **notes})
+        return Cascade(reads, {"first stage": {"reason": reason}, **notes}, full=scored)
     known_own, own = ([scorer.tokenizer.own(ids) for ids in part] for part in (known, texts))
     (nothing,) = scorer.tokenizer.encode([Article("", "")])
     input_format = scorer.tokenizer.own(nothing)
@@ -128,7 +133,7 @@ def choose_cascade(
         reads, notes = exits.stages, exits.notes
         if reads:
             files[EARLY_EXITS_FILE] = exits.content
-    return Cascade((*([stage] if stage else []), *reads), {"first stage": note, **notes}, files)
+    return Cascade((*([stage] if stage else []), *reads), {"first stage": note, **notes}, files, scored)
 
 
 def _short_read(
