@@ -140,13 +140,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument(
         "--batch-sizes", nargs="+", type=batch_size, default=[16], metavar="N", help="articles per batch, in bulk"
     )
-    what.add_argument("--max-f1-loss", type=fraction, default=0.01, metavar="F", help="tolerated loss of F1, 0 to 1")
+    what.add_argument("--max-f1-loss", type=fraction, default=0.01, metavar="F", help="tolerated loss of F1, below 1")
     what.add_argument(
         "--max-changed",
         type=fraction,
         default=0.01,
         metavar="F",
-        help="tolerated share of changed decisions, for which stages are chosen, 0 to 1",
+        help="tolerated share of changed decisions, for which stages are chosen, below 1",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to decide for")

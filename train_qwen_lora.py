@@ -95,7 +95,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="updates are scaled by this over the rank",
     )
     lora.add_argument(
-        "--lora-dropout", type=fraction, default=0.1, metavar="F", help="dropout on the input of the updates, 0 to 1"
+        "--lora-dropout", type=fraction, default=0.1, metavar="F", help="dropout on the input of the updates, below 1"
     )
     lora.add_argument(
         "--lora-target-modules",

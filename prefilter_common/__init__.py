@@ -1,6 +1,6 @@
 """What the four scripts share. Each package imports only from those above it, and a test checks this:
 
-articles errors cli files outputs processes runinfo page      the record; plumbing
+articles language errors cli files outputs processes runinfo page     the record; plumbing
 models/       what a model directory holds
 statistics/   arrays in, numbers out
 scoring/      articles in, P(commerce) out

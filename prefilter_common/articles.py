@@ -111,8 +111,8 @@ def read_articles(path: str | Path, require_labels: bool = False) -> Iterator[Ar
 def load_articles(path: str | Path, require_labels: bool = False) -> list[Article]:
     """All articles of a file, or an InputError before any of them is used.
 
-    Ids that occur twice are an error where labels are needed, since predictions and splits are told apart by them;
-    elsewhere a warning, since a feed repeats itself.
+    Raises InputError as ``read_articles`` does and, where labels are needed, for ids that occur twice, since
+    predictions and splits are told apart by them. Elsewhere those are a warning, since a feed repeats itself.
     """
     articles = list(read_articles(path, require_labels))
     twice = [str(id) for id, n in Counter(article.id for article in articles).items() if n > 1]
@@ -175,7 +175,7 @@ def cut_at_random(articles: Sequence[Article], rng: np.random.Generator) -> list
 
 
 def cut(text: str, length: int) -> str:
-    """``text`` up to the last word that ends within ``length`` characters; mid-word where the words are long."""
+    """``text`` up to the last space within ``length`` characters; mid-word where none is in their second half."""
     if len(text) <= length:
         return text
     head = text[:length]

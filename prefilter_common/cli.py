@@ -224,7 +224,7 @@ def fraction(text: str) -> float:
     """An argparse type: a number from 0 up to, but not including, 1."""
     value = _number(text)
     if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not in [0, 1)")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 0 to below 1")
     return value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
-    """``write_bytes`` of the text in UTF-8; bytes of a file's name that are not become escapes, in JSON too."""
+    """``write_bytes`` of the text in UTF-8; bytes of a file name that are not UTF-8 become escapes, in JSON too."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 

@@ -170,7 +170,7 @@ def test_an_interrupted_run_leaves_only_its_checkpoint(tmp_path, tiny_encoder, d
         (["--max-length", "4096"], "reads at most 128 tokens; pass --max-length 128 or less"),
         (["--epochs", "0"], "'0' is not a whole number from 1 to 1000"),
         (["--learning-rate", "-1"], "not a number above 0"),
-        (["--warmup-ratio", "1"], "not in [0, 1)"),
+        (["--warmup-ratio", "1"], "not a number from 0 to below 1"),
         (["--model", "not a/model/name"], "neither a directory nor a hub name"),
         (["--model", "splits"], "contains no config.json"),
         (["--model", "someone/not-cached"], "for an encoder, --model multilingual-e5-small"),

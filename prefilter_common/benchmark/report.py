@@ -22,7 +22,7 @@ from prefilter_common.runinfo import RunInfo
 
 
 class BenchmarkResult(TypedDict):
-    """What ``results/benchmark_<model>.json`` says; ``skipped`` by engine, with the reason."""
+    """What ``results/benchmark_<model>.json`` says; ``skipped`` by engine or stage, with the reason."""
 
     model: str
     conditions: Conditions

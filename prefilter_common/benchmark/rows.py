@@ -74,7 +74,12 @@ class StageCost(TypedDict):
 
 
 class BenchmarkRow(WorkerFacts):
-    """One configuration in ``results/benchmark_<model>.json``; ``refused`` is None or the reason."""
+    """One configuration in ``results/benchmark_<model>.json``; ``refused`` is None or the reason.
+
+    ``tokenize`` and ``forward``: milliseconds per article, one at a time. ``relative_speed`` and
+    ``bulk_relative_speed``: against the reference one at a time; ``articles_per_second``: by batch size;
+    ``share_of_bound``: of the forward pass.
+    """
 
     engine: str
     max_length: int

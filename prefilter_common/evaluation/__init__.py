@@ -12,11 +12,11 @@ threshold shown to reach ``--target-precision`` at the first ``--prevalence``. F
 1,456 journalism articles in validation without a false alarm; with fewer, the model has no such point, and a warning.
 Points of other names are the user's own, and stay.
 
-Choice. Several models meet the targets: the fastest, if all were timed and do not differ on traffic. Otherwise the one
-with the highest precision of those that meet the targets or, if none does, the minimum. None meets that: more data is
-needed. Each model counts at its ``default`` operating point, because picking among its points by their test figures
-would be tuning on the test set. A random sample of the traffic that was labelled (``--audited``) counts before the test
-set, unless more than 2 % of it are training articles.
+Choice. Several models meet the targets: the fastest, if all were timed alike and do not differ on traffic. Otherwise
+the one with the highest precision of those that meet the targets or, if none does, the minimum. None meets that: more
+data is needed. Each model counts at its ``default`` operating point, because picking among its points by their test
+figures would be tuning on the test set. A random sample of the traffic that was labelled (``--audited``) counts before
+the test set, unless more than 2 % of it are training articles.
 
 ``results/evaluation_results.json``, by key; intervals are [low, high], 95 %:
 
@@ -27,7 +27,7 @@ set, unless more than 2 % of it are training articles.
       .slices         by language, characters, source, sources (seen in training or not), tokens, read (whole or cut):
                       counts, metrics, intervals; enough is false below 20 articles. worst_slice: of those that are
                       worse beyond chance, else of all, the one with the lowest accuracy
-      .calibration    temperature, brier, ece, both also _before it, and reliability bins
+      .calibration    temperature; brier, ece and reliability bins, each also as _before, without the temperature
       .operating_points  by name: threshold, metrics and intervals on test
       .sweep          thresholds 0.50 to 0.99; pr_curve: [threshold, precision, recall]
       .floor          F1 above the baseline's, beats, beyond_chance

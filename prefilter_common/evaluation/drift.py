@@ -2,10 +2,10 @@
 
     python -m prefilter_common.evaluation.drift reference.jsonl scored.jsonl
 
-Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". It compares what
-both have: flag rate, scores, languages, lengths; what is not compared is named. Of articles without a language it is
-identified; the scorer's rows have the article's own, or count as unknown. A change counts where it is larger than its
-bound and beyond chance. Copies of a text (rows of the scorer with one score, length and language) count in part.
+Each file is an output of the streaming scorer, or articles, with or without "score" and "is_commerce". What both have
+is compared: flag rate, scores, languages, lengths; what is not is named. The language of an article that names none is
+identified; a row of the scorer without one counts as unknown. A change counts where it is larger than its bound and
+beyond chance. Copies of a text (rows of the scorer with one score, length and language) count in part.
 
 The last line on stdout is one JSON object. Exit code 0: no such change; 3: at least one, for cron; 2: bad input.
 """

@@ -30,7 +30,7 @@ PHRASE_LENGTH = 12
 MIN_SHINGLES = 40
 # Articles compared at once with all others: keeps the similarities to 50,000 below 200 MB.
 COMPARED_AT_ONCE = 500
-NOT_FOUND = "a paraphrase, a translation, and a text of fewer than 50 characters inside a longer one"
+NOT_FOUND = "a paraphrase, a translation, and a text of 50 characters or fewer inside a longer one"
 
 
 class SharedArticle(TypedDict):

@@ -52,7 +52,7 @@ class Checkpoint:
 
 
 def load_base_model(name: str, max_length: int, seed: int) -> Checkpoint:
-    """A pretrained model with a new two-label head, in float32, ready for fine-tuning.
+    """A pretrained model with a two-label head, new unless it has one, in float32, ready for fine-tuning.
 
     ``name`` is the packaged encoder's, a directory, or a hub name; ``seed`` draws the head. Raises InputError when
     there is no such model, the hub cannot be reached, or ``max_length`` exceeds its positions.

@@ -82,7 +82,8 @@ class Scorer:
             engine: one of ``engines.interface.ENGINES``, to read every article in full. By default the configuration
                 that the benchmark recommends where it is available, else PyTorch.
             threads: for the arithmetic; by default one per core.
-            full: the directory of the model for articles that a model with fewer tokens cannot read; no other loads it.
+            full: the directory of the model for articles that a model with fewer tokens cannot read; not loaded for one
+                with its whole vocabulary.
 
         Raises:
             InputError: not a model, a damaged one, or ``engine`` is not available.

@@ -9,9 +9,10 @@ OUTPUT has one row per article, in the order of the input:
 
 The language is the article's own, or null; the characters are those of title and content together. An id that occurs
 twice gives two rows. An article that a reduced vocabulary cannot read has "unread": true. --passed and --blocked get
-the input's own rows with "prefilter_score" added. With --shadow, a second model scores as well: OUTPUT has its
-"shadow_score" and "shadow_is_commerce", and a file gets the input's rows on which the two decide differently, as
-evaluation's --traffic and the labelling want them; none that the second cannot read, which are "shadow_unread": true.
+the input's own rows with "prefilter_score", and any "shadow_score", added. With --shadow, a second model scores as
+well: OUTPUT has its "shadow_score" and "shadow_is_commerce", and a file gets the input's rows on which the two decide
+differently, as evaluation's --traffic and the labelling want them; none that the second cannot read, which are
+"shadow_unread": true.
 
 "-" is standard input, which is read to its end first, or standard output. The whole input is checked before the model
 is loaded. Outputs appear complete or not at all; until then the rows are in a hidden folder beside OUTPUT, and the same

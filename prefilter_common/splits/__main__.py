@@ -1,8 +1,8 @@
 """Build splits from scored articles, add labelled articles to them, and audit any splits.
 
-python -m prefilter_common.splits build scored.jsonl --output splits
-python -m prefilter_common.splits merge review_queue_distilbert.jsonl --splits splits --overwrite
-python -m prefilter_common.splits audit splits --traffic last_week.jsonl
+python -m prefilter_common.splits build scored.jsonl --output splits_v1
+python -m prefilter_common.splits merge review_queue_distilbert.jsonl --splits splits_v1 --overwrite
+python -m prefilter_common.splits audit splits_v1 --traffic last_week.jsonl
 """
 
 import argparse

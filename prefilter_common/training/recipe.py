@@ -55,7 +55,7 @@ LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, frozen=1 / 3, learning
 # Of a model that learns from a teacher: each epoch has four times the texts, and even its lowest layers feed an exit.
 DISTILLATION = replace(LP_FT, cut_share=0.0, frozen=0.0, learning_rate=7e-5)
 INTERRUPTION = (
-    "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done. A "
+    "SIGINT, SIGTERM and SIGHUP save a checkpoint first, in a hidden folder beside --output until the run is done.\nA "
     "resumed run ends with the same weights, bit for bit, on a CPU with the same number of threads."
 )
 RECIPES = {"classic": CLASSIC, "lp-ft": LP_FT}
@@ -70,7 +70,7 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
     data.add_argument(
         "--allow-overlap", action="store_true", help="train even where articles of train are also in val or test"
     )
-    ends = f"Training ends after {PATIENCE} epochs without a better F1 on validation articles."
+    ends = f"Training ends after {PATIENCE} epochs that are no better on validation articles."
     recipe = parser.add_argument_group("recipe", ends)
 
     def add(flag: str, kind: Callable, text: str) -> None:
@@ -102,11 +102,12 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
         help="learn commerce_score, where an article has one, as a probability; with FILE, articles of any score, such "
         "as those from 3 to 7 that the splits leave out, are trained on as well",
     )
+    fallback = " (fp16 where a GPU lacks it)" if defaults.cuda_precision == "bf16" else ""
     recipe.add_argument(
         "--precision",
         choices=("auto", "fp32", "fp16", "bf16"),
         default=defaults.precision,
-        help=f"arithmetic, with weights kept in fp32; auto is {defaults.cuda_precision} on CUDA, "
+        help=f"arithmetic, with weights kept in fp32; auto is {defaults.cuda_precision} on CUDA{fallback}, "
         "bf16 on a CPU that has instructions for it, and fp32 elsewhere",
     )
     interruption = parser.add_argument_group("interruption", INTERRUPTION)

@@ -22,8 +22,10 @@ MEASURES: tuple[Measure, ...] = ("f1", "precision", "recall")
 
 
 class Figures(TypedDict):
-    """What the rules need of a model: its metrics by operating point, mean milliseconds per article on the CPU, of what
-    articles, and with what if not with what the metrics are of; whether it beats the floor. None: not measured."""
+    """What the rules need of a model: its metrics by operating point; mean milliseconds per article on the CPU, on
+    which articles and machine, and with which engine and stages where those are not the metrics'; whether it beats the
+    floor. None: not measured.
+    """
 
     operating_points: Mapping[str, ThresholdMetrics]
     cpu_ms: float | None

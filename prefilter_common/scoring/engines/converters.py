@@ -34,7 +34,9 @@ WIDE_RANGE = 200
 
 
 class ConversionDetails(TypedDict, total=False):
-    """What converted a model: versions of the packages, and the articles that calibrated int8."""
+    """What converted a model: versions of the packages, and how many articles calibrated int8 or, for ONNX Runtime,
+    showed which inputs are too wide for it.
+    """
 
     openvino: str
     nncf: str

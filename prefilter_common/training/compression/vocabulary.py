@@ -1,4 +1,4 @@
-"""Leave out of a model the tokens that its articles do not contain: two thirds of a small multilingual encoder or more.
+"""Leave out of a model the tokens that its articles do not contain: often two thirds of a small multilingual encoder.
 
 A text whose tokens are all kept is divided into the same tokens as before, and so gets the same scores: both Unigram
 (the likeliest division) and WordPiece (the longest match first) choose the same among fewer candidates. Where a token
