@@ -42,7 +42,7 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def parse_json(text: str) -> Any:
     """Decode JSON. Raises ValueError for what is not JSON, is nested too deeply, or has a key twice in one object."""
     try:
-        return json.loads(text, object_pairs_hook=_unique, parse_float=_finite)
+        return json.loads(text, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_no_number)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -52,6 +52,10 @@ def _finite(text: str) -> float:
     if math.isinf(number):  # which would be written as Infinity, and is no JSON
         raise ValueError(f"{text[:20]} is too large a number")
     return number
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(f"{text} is not JSON; write null instead")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

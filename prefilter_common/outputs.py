@@ -1,6 +1,7 @@
 """Directories that appear complete or not at all, and the checks of outputs that spare hours of work for nothing."""
 
 import ctypes
+import logging
 import os
 import shutil
 import sys
@@ -12,6 +13,8 @@ from filelock import FileLock, Timeout
 
 from prefilter_common.errors import InputError
 from prefilter_common.files import resolved
+
+log = logging.getLogger(__name__)
 
 # More tries than a process needs among several that check the same path.
 PROBES = 100
@@ -188,8 +191,10 @@ def _move_into_place(partial: Path, target: Path, overwrite: bool) -> None:
         except OSError:
             old.rename(target)
             raise
-        shutil.rmtree(old, ignore_errors=True)
+        partial = old
     shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        log.warning(f"{partial}: what was replaced could not be deleted; delete it")
 
 
 def _finish_exchange(partial: Path, target: Path) -> None:

@@ -63,6 +63,7 @@ def test_blank_names_are_none(tmp_path):
         (b'{"title": "t", "content": "c", "label": true}', ['"label" is true']),
         (b'{"title": "t", "content": "c", "label": 0.5}', ['"label" is 0.5']),
         (b'{"title": "t", "content": "c", "label": 1e400}', ["too large a number"]),
+        (b'{"title": "t", "content": "c", "label": 0, "views": NaN}', ["NaN is not JSON; write null"]),
         (b'{"title": "t", "content": "c", "label": 0, "commerce_score": "high"}', ['"commerce_score" is "high"']),
         (b'{"title": "t", ', ["invalid JSON", "column"]),
         (b'["title"]', ["expected a JSON object"]),

@@ -281,7 +281,7 @@ def test_where_its_engine_cannot_run_a_bundle_says_so(model, tmp_path, monkeypat
 def test_a_bundle_of_an_engine_is_not_said_to_be_no_model(model, tmp_path):
     pack(model, tmp_path / "m.tar")
     unpack(tmp_path / "m.tar", tmp_path / "m")
-    with pytest.raises(InputError, match=r"m: contains no checkpoint, only openvino-fp32; name that engine, or copy"):
+    with pytest.raises(InputError, match=r"m: contains no checkpoint, only openvino-fp32; pass --engine with it to"):
         Scorer.load(tmp_path / "m", engine="pytorch-fp32")
     (tmp_path / "m" / "openvino-fp32" / "model.bin").unlink()
     with pytest.raises(InputError, match=r"m: has no intact openvino-fp32 .*; unpack its bundle again$"):

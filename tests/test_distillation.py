@@ -137,6 +137,18 @@ def test_only_the_teacher_is_heard_of_unlabelled_articles_and_labels_stay_hard(d
     assert texts.of_whole[-4] == pytest.approx((1 / (1 + np.exp(-4)) + by_length(data.articles[-4:-3])[0]) / 2)
 
 
+@pytest.mark.parametrize("role", ["soft_labels", "unlabelled"])
+def test_what_train_has_is_not_trained_on_again_as_it_was_scored(data_dir, tmp_path, classifiers, caplog, role):
+    caplog.set_level("INFO")
+    train = [json.loads(line) for line in (data_dir / "train.jsonl").read_text(encoding="utf-8").splitlines()]
+    again = [{"title": row["title"].upper(), "content": row["content"], "commerce_score": 5} for row in train[:3]]
+    path = write_jsonl(tmp_path / "more.jsonl", [*again, {"title": "New", "content": "one two", "commerce_score": 5}])
+    source = Source(data_dir, 10, None, False, **{"soft_labels": None, role: path}, teacher=[classifiers["minilm"]])
+    data = load(source)
+    assert [article.title for article in data.articles[10:]] == ["New"] and len(data.targets) == 11
+    assert caplog.messages[-1] == f"{path}: 3 articles are left out, since train.jsonl has them"
+
+
 @pytest.fixture
 def train(teacher, data_dir, one_thread):
     """Train a student; returns the exit code."""

@@ -6,6 +6,7 @@ import sys
 import pytest
 from conftest import ROOT
 
+from prefilter_common import outputs
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, write_json
 from prefilter_common.models.directory import model_directories
@@ -42,6 +43,21 @@ def test_a_finished_directory_is_replaced_only_when_told_to(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+def test_a_replaced_directory_that_cannot_be_deleted_is_named(tmp_path, monkeypatch, caplog, exchange):
+    if not exchange:
+        monkeypatch.setattr(outputs, "_exchange", lambda first, second: False)
+    with new_directory(tmp_path / "m") as partial:
+        (partial / "f").write_text("old")
+    caplog.clear()
+    monkeypatch.setattr(outputs.shutil, "rmtree", lambda path, ignore_errors: None)  # as of a folder that is read-only
+    with new_directory(tmp_path / "m", overwrite=True) as partial:
+        (partial / "f").write_text("new")
+    (left,) = (path for path in tmp_path.iterdir() if path.is_dir() and path.name != "m")
+    assert (left / "f").read_text() == "old" and (tmp_path / "m" / "f").read_text() == "new"
+    assert caplog.messages == [f"{left}: what was replaced could not be deleted; delete it"]
+
+
 def test_a_directory_that_another_live_process_writes_is_refused_and_a_dead_ones_cleared(tmp_path):
     script = (
         "import sys; from pathlib import Path; from prefilter_common.outputs import new_directory\n"
@@ -72,8 +88,12 @@ def test_model_directories_by_name(tmp_path):
     assert [p.name for p in model_directories(tmp_path, ["b"])] == ["b"]
     with pytest.raises(InputError, match="has no c; it has a, b"):
         model_directories(tmp_path, ["a", "c"])
-    with pytest.raises(InputError, match="train a model first"):
+    with pytest.raises(InputError, match="none: no such directory; train a model first"):
         model_directories(tmp_path / "none")
+    (tmp_path / "a" / "onnxruntime-int8").mkdir()
+    (tmp_path / "a" / "onnxruntime-int8" / "engine.json").write_text("{}")
+    with pytest.raises(InputError, match="a: is a model itself; pass the folder that it is in"):
+        model_directories(tmp_path / "a")
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):

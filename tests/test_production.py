@@ -153,6 +153,9 @@ def test_the_best_saving_is_that_of_each_share_of_commerce():
     }
     assert found == {share: best_saving_threshold(*validation, share, COSTS) for share in (0.2, 0.5)}
     assert found[0.2] > found[0.5]
+    own = replace(model, thresholds={"default": 0.5, "best_saving": 0.9})
+    panel = production_section(test, {"m": own}, None, None, None, [0.2], 0.95, COSTS)["models"]["m"]["panel"]
+    assert [(row["point"], row["threshold"]) for row in panel] == [("default", 0.5), ("best_saving", 0.9)]
 
 
 def test_who_is_blocked_the_worst_first():

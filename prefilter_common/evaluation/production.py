@@ -145,7 +145,7 @@ def _points(model: Scored, prevalence: float, costs: Costs | None) -> dict[str, 
     if costs and model.validation:
         best = best_saving_threshold(*model.validation, prevalence, costs)
         if best is not None:
-            points[BEST_SAVING] = best
+            points.setdefault(BEST_SAVING, best)  # a point of this name may be the user's own
     return points
 
 

@@ -46,7 +46,8 @@ def require_checkpoint(directory: Path) -> None:
     if not directory.is_dir():
         why = "no such model directory; check the path"
     elif engines := sorted(record.parent.name for record in directory.glob(f"*/{ENGINE_FILE}")):
-        why = f"contains no checkpoint, only {', '.join(engines)}; name that engine, or copy the whole model directory"
+        only = f"contains no checkpoint, only {', '.join(engines)}"
+        why = f"{only}; pass --engine with it to a script that has that flag, or copy the whole model directory"
     raise InputError(f"{directory}: {why}")
 
 

@@ -70,11 +70,12 @@ def model_directories(models_dir: Path, names: Iterable[str] | None = None) -> l
 
     Names that start with a dot are skipped: those are unfinished. Raises InputError.
     """
-    if not models_dir.is_dir():
-        raise InputError(f"{models_dir}: no such directory; train a model first (python train_encoder.py)")
-    found = sorted(path for path in models_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if is_model(models_dir):
+        raise InputError(f"{models_dir}: is a model itself; pass the folder that it is in")
+    found = sorted(path for path in models_dir.glob("[!.]*") if path.is_dir())
     if not found:
-        raise InputError(f"{models_dir}: contains no models; train one first (python train_encoder.py)")
+        why = "contains no models" if models_dir.is_dir() else "no such directory"
+        raise InputError(f"{models_dir}: {why}; train a model first (python train_encoder.py)")
     wanted = {path.name for path in found} if names is None else set(names)
     if missing := wanted - {path.name for path in found}:
         there = ", ".join(path.name for path in found)
@@ -182,9 +183,8 @@ def write_predictions(path: Path, articles: Sequence[Article], scores: np.ndarra
 
 
 def read_recommendation(directory: Path) -> Recommendation | None:
-    """What the benchmark recommends; None where it has not run or, with a warning, its file is unreadable.
-
-    Neither keys nor values are checked: earlier versions wrote others.
+    """What the benchmark recommends; None where it has not run or, with a warning, its file is unreadable. Neither keys
+    nor values are checked: earlier versions wrote others.
     """
     if not (directory / RECOMMENDATION_FILE).exists():
         return None

@@ -1,5 +1,6 @@
 """What a run trains and validates on."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import numpy as np
 from prefilter_common.articles import Article, capped, labels_of, load_articles, load_split
 from prefilter_common.errors import InputError
 from prefilter_common.models.base_models import require_checkpoint
+
+log = logging.getLogger(__name__)
 
 # Of the scale of commerce_score, 0 to 10.
 MIDDLE_SCORE = 5.0
@@ -76,10 +79,11 @@ def load(source: Source) -> Data:
     for path in source.files.values():
         if path.exists() and not path.is_file():
             raise InputError(f"{path}: is no regular file, and is read more than once; write its rows to one")
-    train = capped(load_split(source.data_dir, "train"), source.max_train_samples)
+    whole = load_split(source.data_dir, "train")
+    train = capped(whole, source.max_train_samples)
     val = capped(load_split(source.data_dir, "val"), source.max_val_samples)
     require_disjoint(source.data_dir, source.allow_overlap)
-    scored = _load_more(source.soft_labels, source) if isinstance(source.soft_labels, Path) else []
+    scored = _load_more(source.soft_labels, source, whole) if isinstance(source.soft_labels, Path) else []
     bare = [article.id for article in scored if article.commerce_score is None]
     if bare:
         raise InputError(
@@ -89,7 +93,7 @@ def load(source: Source) -> Data:
     targets = labels_of(train) if source.soft_labels is None else soft_targets([*train, *scored])
     unlabelled: list[Article] = []
     if source.unlabelled:  # what its articles say of themselves is not heard
-        more = _load_more(source.unlabelled, source)
+        more = _load_more(source.unlabelled, source, whole)
         unlabelled = [replace(article, label=None, commerce_score=None) for article in more]
         targets = np.concatenate([targets, np.full(len(unlabelled), 0.5)])
     articles = [*train, *scored, *unlabelled]
@@ -104,9 +108,12 @@ def require_both_labels(data: Data) -> None:
             raise InputError(f"--max-{name}-samples {len(articles)}: leaves one label of {name}.jsonl; pass more")
 
 
-def _load_more(path: Path, source: Source) -> Sequence[Article]:
-    """The articles of a file that are trained on besides the splits."""
+def _load_more(path: Path, source: Source, train: Sequence[Article]) -> Sequence[Article]:
+    """The articles of a file that are trained on besides those of ``train``, whose labels somebody may have corrected
+    since the file was written.
+    """
     from prefilter_common.splits.guard import overlaps
+    from prefilter_common.splits.shingles import normalised
 
     articles = load_articles(path)
     held = {name: source.data_dir / f"{name}.jsonl" for name in ("val", "test")}
@@ -114,7 +121,11 @@ def _load_more(path: Path, source: Source) -> Sequence[Article]:
     for text in overlaps(splits):
         if not source.allow_overlap:
             raise InputError(f"{path}: with its articles in train, {text}; delete them, or pass --allow-overlap")
-    return capped(articles, source.max_train_samples)
+    known = {normalised(f"{article.title} {article.content}") for article in train}
+    new = [article for article in articles if normalised(f"{article.title} {article.content}") not in known]
+    if left_out := len(articles) - len(new):
+        log.info(f"{path}: {left_out} articles are left out, since train.jsonl has them")
+    return capped(new, source.max_train_samples)
 
 
 def soft_targets(articles: Sequence[Article]) -> np.ndarray:
