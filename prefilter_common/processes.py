@@ -1,11 +1,17 @@
 """Several processes on one job, as torchrun and accelerate launch start them: who writes, who waits."""
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefilter_common.outputs import new_directory, partial_name
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
 
 
 def process_count() -> int:
@@ -35,13 +41,23 @@ def own_device() -> str:
     return f"cuda:{_place_on_machine() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
+@cache
+def connection() -> "PartialState":
+    """To the other processes of the job. It is closed when this one exits: a process that leaves it open may abort, and
+    then the launcher stops the others.
+    """
+    import torch
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    atexit.register(state.destroy_process_group)
+    return state
+
+
 def wait_for_all() -> None:
     """Return once every process of the job has called this."""
     if process_count() > 1:
-        import torch
-        from accelerate import PartialState
-
-        PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+        connection().wait_for_everyone()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from prefilter_common.models.directory import (
     read_recommendation,
     read_validation,
 )
-from prefilter_common.processes import is_main_process, process_count, wait_for_all
+from prefilter_common.processes import connection, is_main_process, process_count, wait_for_all
 from prefilter_common.scoring.engines.interface import Engine, EngineName
 from prefilter_common.scoring.latency import time_single_articles
 from prefilter_common.scoring.scorer import Scorer
@@ -221,10 +221,9 @@ def score_together(scorer: Scorer, articles: Sequence[Article], batch_size: int)
     if process_count() == 1:
         return scorer.score(articles, batch_size)
     import torch
-    from accelerate import PartialState
     from accelerate.utils import reduce
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = connection()
     share = _EveryNth(scorer.engine, state.process_index, state.num_processes)
     own = Scorer(share, scorer.tokenizer, scorer.contract).score(articles, batch_size)
     return reduce(torch.from_numpy(own).to(state.device), "sum").cpu().numpy()
