@@ -213,10 +213,10 @@ seed = whole_number(0, 2**32 - 1000)  # NumPy takes less than 2^32, and --seeds 
 
 
 def positive_float(text: str) -> float:
-    """An argparse type: a number above 0 and below 1e12."""
+    """An argparse type: a number above 0 and below 1e100."""
     value = _number(text)
-    if not 0 < value < 1e12:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number above 0 and below 1e12")
+    if not 0 < value < 1e100:  # products of larger ones are no numbers
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number above 0 and below 1e100")
     return value
 
 

@@ -308,7 +308,7 @@ def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):
         (["--prevalence", "1e-320"], "is not between 0.000001 and 1"),
         (["--val-data", "{tmp}/commerce.jsonl"], "commerce.jsonl: every article is commerce; both labels are needed"),
         (["--target-precision", "0"], "'0' is not a number above 0"),
-        (["--cost-of-blocking", "1e300"], "'1e300' is not a number above 0 and below 1e12"),
+        (["--cost-of-blocking", "1e300"], "'1e300' is not a number above 0 and below 1e100"),
         (["--seed", "-1"], "is not a whole number from 0"),
     ],
 )
