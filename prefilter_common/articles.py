@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,6 @@ MAX_ERRORS_NAMED = 10
 CUT_TO = (60, 400)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"  # how such a file begins
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +153,21 @@ def labels_of(articles: Sequence[Article]) -> np.ndarray:
     return np.array([article.label for article in articles])
 
 
-def capped(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
-    """At most ``limit`` of them, evenly spaced, so that a file sorted by label still gives both."""
-    if limit is None or limit >= len(items):
-        return items
-    return [items[i * len(items) // limit] for i in range(limit)]
+def capped(articles: Sequence[Article], limit: int | None) -> Sequence[Article]:
+    """At most ``limit`` of them, at ``spread_places``; all where it is None."""
+    if limit is None or limit >= len(articles):
+        return articles
+    return [articles[i] for i in spread_places(articles, limit)]
+
+
+def spread_places(articles: Sequence[Article], limit: int) -> list[int]:
+    """The places of ``limit`` articles, or of all if there are fewer: of each label its share, evenly spaced.
+
+    If they were evenly spaced over all, a file in which labels alternate might give one of them alone.
+    """
+    by_label = sorted(range(len(articles)), key=lambda i: articles[i].label or 0)
+    n = min(limit, len(articles))
+    return sorted(by_label[i * len(articles) // n] for i in range(n))
 
 
 def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:

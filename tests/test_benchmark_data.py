@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import write_jsonl
 
-from prefilter_common.articles import Article
+from prefilter_common.articles import Article, capped
 from prefilter_common.benchmark.data import ENOUGH, MIN_MORE, Data, content_lengths, cut_like, texts_worth_comparing
 from prefilter_common.benchmark.fidelity import Tolerance, unchanged_needed
 from prefilter_common.errors import InputError
@@ -63,6 +63,12 @@ def test_lengths_of_a_bad_file(tmp_path):
         content_lengths(write_jsonl(tmp_path / "feed.jsonl", [{"title": "t", "content": "c"}, {"title": "t"}]))
 
 
+def divided(train):
+    """A fourth of the articles, with each label's share, and the others."""
+    judged = sorted(sorted(range(len(train)), key=lambda i: train[i].label)[::4])
+    return [train[i] for i in judged], [article for i, article in enumerate(train) if i not in judged]
+
+
 def all_read(some):
     """For ``comparing``: the model can read every article."""
     return np.zeros(len(some), dtype=bool)
@@ -75,12 +81,12 @@ def test_decisions_are_compared_on_distinct_texts_traffic_first():
     data = Data(test, test, train, val, traffic)
     everything = data.comparing(1000, all_read)
     assert {role: len(part) for role, part in everything.more.items()} == {"train": 100, "traffic": 30, "val": 40}
-    held_out, rest = train[::4], [article for i, article in enumerate(train) if i % 4]
+    held_out, rest = divided(train)
     # Stages are fitted on the first half of the traffic, and judged on the second and on what is held out.
     assert everything.all_more == [*week[17:], *week[:17], *held_out, *rest, *val]
     assert everything.unseen.tolist() == 13 * [True] + 17 * [False] + 25 * [True] + 75 * [False] + 40 * [False]
     assert everything.fitting == [*rest, *week[:17]]
-    assert data.comparing(51, all_read).all_more[30:41] == [held_out[i * 25 // 11] for i in range(11)]
+    assert data.comparing(51, all_read).all_more[30:41] == capped(held_out, 11)
     for limit, expected in (
         (10, {"traffic": 10}),
         (20, {"traffic": 20}),
@@ -130,7 +136,8 @@ def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted
     both = articles(40)
     data = Data(both[:3], [], train=both, traffic=both).comparing(1000, all_read)
     unseen = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
-    assert unseen == both[20::4] and not any(article in data.fitting for article in unseen)
+    assert unseen == [article for article in divided(both)[0] if article in both[20:]]
+    assert not any(article in data.fitting for article in unseen)
     assert len(data.all_more) == 37
     traffic_alone = Data(both[:3], [], val=both[3:5], traffic=both)
     assert traffic_alone.fitting == both[5:20]
@@ -173,5 +180,13 @@ def test_a_first_stage_is_fitted_on_whole_articles_and_judged_at_the_length_of_t
     whole = articles(40)
     short = cut_like(whole, content_lengths(feed))
     data = Data([], [], train=short, whole_train=whole).comparing(1000, all_read)
-    assert data.fitting == [article for i, article in enumerate(whole) if i % 4]
-    assert data.all_more[:10] == short[::4] and data.unseen.tolist() == 10 * [True] + 30 * [False]
+    assert data.fitting == divided(whole)[1]
+    assert data.all_more[:10] == divided(short)[0] and data.unseen.tolist() == 10 * [True] + 30 * [False]
+
+
+def test_of_a_file_in_which_labels_alternate_both_are_fitted_judged_and_calibrated_on():
+    train = [replace(article, label=i % 2) for i, article in enumerate(articles(400))]
+    data = Data([], [], train=train).comparing(1000, all_read)
+    judged = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
+    for some, n in ((judged, 100), (data.fitting, 300), (calibration_articles(train), CALIBRATION_ARTICLES)):
+        assert len(some) == n and sum(article.label for article in some) == n // 2

@@ -116,13 +116,6 @@ def test_the_probe_reads_a_bounded_number_of_articles(base, articles, monkeypatc
     assert read == [24, 24]  # each also cut
 
 
-@pytest.mark.parametrize("n", [24, 30, 36])
-def test_the_probe_reads_both_labels_of_a_file_in_which_they_alternate(monkeypatch, n):
-    monkeypatch.setattr(probe, "MOST_ARTICLES", 12)
-    labels = labels_of(probe._some([Article("t", "c", label=i % 2) for i in range(n)]))
-    assert len(labels) == 12 and labels.sum() == 6
-
-
 def test_the_probe_and_its_cost_of_blocking_come_from_the_recipe(base, articles, monkeypatch):
     train, val, _ = articles
     probe.add_mean_layer(base.model)

@@ -247,10 +247,14 @@ def test_soft_targets_follow_the_score_unless_the_label_was_corrected():
     np.testing.assert_allclose(soft_targets(articles), [0.9933, 0.1192, 0.5, 0.0, 1.0], atol=1e-4)
 
 
-def test_a_cap_takes_articles_from_the_whole_file():
-    articles = [Article("t", "c", label=int(i >= 50)) for i in range(100)]  # sorted by label
-    assert sum(a.label for a in capped(articles, 10)) == 5
-    assert capped(articles, None) is articles and len(capped(articles, 1_000)) == 100
+@pytest.mark.parametrize("label_of", [lambda i: int(i >= 50), lambda i: i % 2, lambda i: None])
+def test_a_cap_takes_articles_from_the_whole_file_and_of_each_label_its_share(label_of):
+    articles = [Article("t", "c", label=label_of(i), id=str(i)) for i in range(100)]
+    some = capped(articles, 10)
+    places = [int(article.id) for article in some]
+    assert len(some) == 10 and places == sorted(places) and places[0] < 10 and places[-1] >= 80
+    assert articles[0].label is None or sum(article.label for article in some) == 5
+    assert capped(articles, None) is articles and len(capped(articles, 1_000)) == 100 and capped(articles, 0) == []
 
 
 def test_precision_on_a_cpu(monkeypatch):

@@ -1,13 +1,14 @@
 """The articles of a benchmark: which are timed, on which decisions are compared, and how long they are."""
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from prefilter_common.articles import Article, capped, cut, read_articles
+from prefilter_common.articles import Article, capped, cut, read_articles, spread_places
 from prefilter_common.benchmark.fidelity import Tolerance, unchanged_needed
 from prefilter_common.evaluation.traffic.coverage import distinct_texts
 
@@ -18,9 +19,9 @@ MIN_MORE = 1_200
 # An engine that changes half of what is tolerated is shown to be inside, in 19 of 20 cases, by this many times the
 # texts that show it where no decision changes. More texts would hardly help.
 ENOUGH = 11
-# Stages are judged on every fourth training article and on the later half of the traffic, and fitted and chosen on the
-# others.
-HOLD_OUT_EVERY = 4
+# Stages are judged on a fourth of the training articles and on the later half of the traffic, and fitted and chosen on
+# the others.
+HELD_OUT = 0.25
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Data:
         new = [together[i] for i in distinct_texts(together)[0].tolist() if i >= len(kept_out)]
         # Where the test articles are cut, no text of theirs is the same as the whole one, but the title is.
         stories = {article.title for article in kept_out} - {""}
-        found = [*_but_held_out(self.whole_train or self.train), *new]
+        found = [*_divided(self.whole_train or self.train)[0], *new]
         return [article for article in found if article.title not in stories]
 
     @property
@@ -69,7 +70,8 @@ class Data:
         """
         earlier, later = self._earlier_traffic, self.traffic[len(self.traffic) // 2 :]
         # A text that occurs twice counts where it is first: as one that a stage may be fitted or chosen on.
-        parts = [self.test, _but_held_out(self.train), earlier, self.val, later, self.train[::HOLD_OUT_EVERY]]
+        fitting, held_out = _divided(self.train)
+        parts = [self.test, fitting, earlier, self.val, later, held_out]
         together = [article for part in parts for article in part]
         distinct = distinct_texts(together)[0]
         left_out = unread([together[i] for i in distinct.tolist()])
@@ -99,8 +101,11 @@ class Data:
         return [article for part in self.more.values() for article in part]
 
 
-def _but_held_out(train: Sequence[Article]) -> list[Article]:
-    return [article for i, article in enumerate(train) if i % HOLD_OUT_EVERY]
+def _divided(train: Sequence[Article]) -> tuple[list[Article], list[Article]]:
+    """What stages are fitted on, and what they are judged on."""
+    judged = spread_places(train, math.ceil(HELD_OUT * len(train)))
+    fitted = sorted({*range(len(train))} - {*judged})
+    return [train[i] for i in fitted], [train[i] for i in judged]
 
 
 def texts_worth_comparing(tolerance: Tolerance, articles_per_second: float) -> int:

@@ -75,7 +75,7 @@ def start_from_probe(checkpoint: Checkpoint, train: Sequence[Article], val: Sequ
     articles and their cut copies.
     """
     rng = np.random.default_rng((recipe.seed, 0, 2))
-    train, val = _some(train), _some(val)
+    train, val = (capped(articles, MOST_ARTICLES) for articles in (train, val))
     known, checked = (
         _features(checkpoint, [*articles, *cut_at_random(articles, rng)], recipe.precision) for articles in (train, val)
     )
@@ -83,15 +83,6 @@ def start_from_probe(checkpoint: Checkpoint, train: Sequence[Article], val: Sequ
     weights, intercept, figures = fit_probe(known, labels, checked, checked_labels, recipe.cost_of_blocking)
     write_probe(checkpoint.model, weights, intercept, float(np.abs(known @ weights + intercept).max()))
     log.info(f"probe on frozen features | validation f1 {figures['f1']:.3f} | loss {figures['log_loss']:.4f}")
-
-
-def _some(articles: Sequence[Article]) -> Sequence[Article]:
-    """At most ``MOST_ARTICLES``, with each label's share: in a file where labels alternate, articles that are evenly
-    spaced may all have the same.
-    """
-    if len(articles) > MOST_ARTICLES:
-        articles = sorted(articles, key=lambda article: article.label or 0)
-    return capped(articles, MOST_ARTICLES)
 
 
 def _features(checkpoint: Checkpoint, articles: Sequence[Article], precision: str) -> np.ndarray:

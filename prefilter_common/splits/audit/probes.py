@@ -16,7 +16,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
-from prefilter_common.articles import Article, capped
+from prefilter_common.articles import Article, capped, spread_places
 from prefilter_common.errors import InputError
 from prefilter_common.splits.duplicates import Pair, clusters, find_pairs
 from prefilter_common.statistics.metrics import ThresholdMetrics, ranking_metrics, threshold_metrics
@@ -40,8 +40,8 @@ class Labelled:
     seed: int = 0
 
     def spaced(self, limit: int) -> "Labelled":
-        """At most ``limit`` of the articles, evenly spaced."""
-        places = np.array(capped(range(len(self.labels)), limit))
+        """At most ``limit`` of the articles, at ``spread_places``."""
+        places = np.array(spread_places(self.articles, limit))
         return Labelled([self.articles[i] for i in places], self.labels[places], self.clusters[places], self.seed)
 
     def folds(self, limit: int = PROBE_FOLDS) -> Folds:
