@@ -63,8 +63,8 @@ class PartsEngine:
         return inputs if number == 1 else np.ones(len(inputs))
 
 
-def an_exit(layers, low, high):
-    return Stage("layers", 1.0, low, high, sha256="0" * 64, layers=layers)
+def an_exit(layers, low, high, temperature=1.0):
+    return Stage("layers", temperature, low, high, sha256="0" * 64, layers=layers)
 
 
 @pytest.fixture
@@ -83,10 +83,10 @@ def means_of(scorer, articles):
 
 def test_each_exit_decides_what_it_is_sure_of_and_the_full_read_the_rest(scorer, articles):
     means = means_of(scorer, articles)
-    first, second = (expit(means @ scorer.exits[n].weights + 0.1) for n in (2, 4))
-    cascade = scorer.reading(stages=[an_exit(2, 0.05, 0.95), an_exit(4, 0.2, 0.8)])
-    by_first = (first <= 0.05) | (first >= 0.95)
-    by_second = ~by_first & ((second <= 0.2) | (second >= 0.8))
+    first, second = (expit((means @ scorer.exits[n].weights + 0.1) / n) for n in (2, 4))
+    cascade = scorer.reading(stages=[an_exit(2, 0.2, 0.8, temperature=2.0), an_exit(4, 0.3, 0.7, temperature=4.0)])
+    by_first = (first <= 0.2) | (first >= 0.8)
+    by_second = ~by_first & ((second <= 0.3) | (second >= 0.7))
     rest = ~by_first & ~by_second
     assert min(by_first.sum(), by_second.sum(), rest.sum()) > 5
     expected = np.select([by_first, by_second], [first, second], expit(1.0))
@@ -111,6 +111,13 @@ def test_an_engine_that_keeps_kernels_for_each_shape_sees_few_numbers_of_article
     np.testing.assert_array_equal(found[1], expected[1])
     later = {n for part, n in scorer.engine.ran if part}
     assert len(later) > 1 and later <= {1, 2, 4, 8, 12}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_exit_that_yields_no_number_decides_nothing(scorer, articles, value):
+    scorer.exits[2] = EarlyExit(np.full(WIDTH, value, dtype=np.float32), 0.0)
+    with pytest.raises(InputError, match="yields scores that are not numbers with stub"):
+        scorer.reading(stages=[an_exit(2, 0.2, 0.8)]).score(articles[:1])
 
 
 def test_an_exit_after_some_of_the_parts(scorer, articles):
@@ -274,6 +281,7 @@ def test_there_and_back(tmp_path, caplog):
         ([{"layers": 2}, {"reader": "encoder", "max_length": 16}], "not at its end"),
         ([{"layers": 4}, {"layers": 2}], "each after more layers"),
         ([{"layers": 2}, {"layers": 2}], "each after more layers"),
+        ([{"layers": 2}, {"reader": "linear", "coverage": 0.5, "layers": 4}], "not at its end"),
         ([{"layers": 0}], "stages.layers"),
         ([{"layers": None}], "stages.layers"),
         ([{"layers": 2, "sha256": None}], "stages.sha256"),

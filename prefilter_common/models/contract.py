@@ -102,7 +102,7 @@ class Contract:
             _require_number("max_unknown", self.max_unknown, 0, 1)
         if not all(isinstance(stage, Stage) for stage in self.stages):
             raise ValueError(f'"stages" is {_shown(self.stages)}; it must be a list of objects')
-        layers = [stage.layers or 0 for stage in self.stages]  # 0 where it is no early exit
+        layers = [stage.layers or 0 if stage.reader == LAYERS else 0 for stage in self.stages]
         exits = layers[sum(n == 0 for n in layers) :]
         if 0 in exits or exits != sorted(set(exits)):
             raise ValueError('"stages" has early exits that are not at its end, each after more layers than the last')
