@@ -227,6 +227,8 @@ def test_models_of_one_thread_are_not_all_on_the_first_core(converted):
     for part in engine._parts:
         assert part.get_property("ENABLE_CPU_PINNING") is False
         assert part.get_property("INFERENCE_NUM_THREADS") == 1
+    engine = Scorer.load(converted["minilm"], engine="onnxruntime-fp32", threads=1).engine
+    assert [part.get_session_options().intra_op_num_threads for part in engine._parts] == [1, 1]
 
 
 @pytest.mark.parametrize("engine", FP32)

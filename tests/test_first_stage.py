@@ -200,7 +200,7 @@ def scorer(tokenizer, articles):
     own = [tokenizer.own(ids) for ids in tokenizer.encode(half, 64)]
     scorer = Scorer(StubEngine(), tokenizer, Contract(max_length=64))
     scorer.first_stage = fit_first_stage(own, np.array([0.99 if a.label else 0.01 for a in half]))
-    stage = Stage("linear", 1.0, 0.1, 0.9, coverage=0.5, sha256="0" * 64)
+    stage = Stage("linear", 0.8, 0.1, 0.9, coverage=0.5, sha256="0" * 64)
     return scorer.reading(stages=[stage])
 
 
@@ -210,7 +210,7 @@ def test_no_forward_pass_for_what_the_first_stage_decides(scorer, articles):
     encodings = scorer.tokenize(articles)
     assert sorted(map(tuple, scorer.engine.rows)) == sorted(tuple(encodings[i]) for i in np.flatnonzero(decided_by))
     assert (scores[decided_by == 1] == 0.5).all()
-    first = sigmoid(scorer.first_stage([ids[1:-1] for ids in encodings])[0])  # without <s> and </s>
+    first = sigmoid(scorer.first_stage([ids[1:-1] for ids in encodings])[0] / 0.8)  # without <s> and </s>
     np.testing.assert_allclose(scores[decided_by == 0], first[decided_by == 0])
     scorer.engine.rows.clear()
     for article, score, by in zip(articles, scores, decided_by, strict=True):

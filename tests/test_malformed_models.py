@@ -17,7 +17,7 @@ import train_qwen_lora
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models.checkpoints import Checkpoint, load_base_model, load_checkpoint
-from prefilter_common.models.contract import Contract
+from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.models.directory import cpu_benchmark_ms, fingerprints, read_contract, read_record
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.engines import conversion
@@ -321,19 +321,21 @@ def test_code_in_a_model_directory_is_neither_executed_nor_offered(
 class NoNumbers:
     name, precision, width_step, places = "stub", "fp32", 1, ()
 
-    def __init__(self, value):
-        self.value = value
+    def __init__(self, value, at_most):
+        self.value, self.at_most = value, at_most
 
     def __call__(self, input_ids, attention_mask):
-        return np.full(len(input_ids), self.value)
+        return np.full(len(input_ids), self.value if input_ids.shape[1] <= self.at_most else 0.0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_score_that_is_no_number_is_never_a_decision(classifiers, value):
+@pytest.mark.parametrize(("at_most", "stages"), [(64, []), (16, [Stage("encoder", 1.0, 0.2, 0.8, max_length=16)])])
+def test_a_score_that_is_no_number_is_never_a_decision(classifiers, value, at_most, stages):
+    """Neither of the full read nor of a short one."""
     scorer = Scorer.load(classifiers["minilm"], "cpu")
-    broken = Scorer(NoNumbers(value), scorer.tokenizer, scorer.contract, "models/m")
+    broken = Scorer(NoNumbers(value, at_most), scorer.tokenizer, scorer.contract, "models/m").reading(stages=stages)
     with pytest.raises(InputError, match=r"^models/m: yields scores that are not numbers with stub"):
-        broken.is_commerce(Article("a", "b"))
+        broken.is_commerce(Article("a", "b " * 40))
 
 
 def test_broken_models_are_error_rows_and_the_others_are_evaluated(classifiers, adapter, tmp_path, data_dir, capsys):

@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, call, write_jsonl
 
 from prefilter_common.articles import Article, load_articles
-from prefilter_common.models.directory import read_contract
+from prefilter_common.models.contract import Stage
+from prefilter_common.models.directory import read_contract, write_contract
 from prefilter_common.outputs import kept_directory
 from prefilter_common.scoring import delivery, rows, streaming
 from prefilter_common.scoring.engines.conversion import convert
@@ -188,6 +192,13 @@ def test_is_commerce_at_the_named_operating_point(tmp_path, model, source, capsy
     assert names(tmp_path) == ["copy", "in.jsonl", "out.jsonl"]
 
 
+def test_as_many_threads_as_are_asked_for(tmp_path, model, source, request):
+    request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
+    torch.set_num_threads(2)
+    assert call(streaming, [model, source, tmp_path / "out.jsonl", "--threads", 1]) == 0
+    assert torch.get_num_threads() == 1
+
+
 def test_an_interrupted_run_is_resumed_where_it_was(tmp_path, model, source, broken_off, monkeypatch, capsys):
     rows = broken_off / "rows.jsonl"
     with rows.open("ab") as file:
@@ -260,6 +271,14 @@ def another_temperature(tmp_path, model, source):
     return [copy, source], "now 9.0"
 
 
+def other_stages(tmp_path, model, source):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    write_contract(copy, replace(read_contract(copy), stages=(Stage("encoder", 1.0, 0.0, 1.0, max_length=16),)))
+    recommended = {"engine": "pytorch-fp32", "max_length": 64, "stages": ["16 tokens"]}
+    (copy / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
+    return [copy, source], "stages was [], now [{"
+
+
 def another_input(tmp_path, model, source):
     text = source.read_text(encoding="utf-8")
     source.write_text(text[: text.rindex("a")] + "e" + text[text.rindex("a") + 1 :], encoding="utf-8")  # as long
@@ -271,7 +290,9 @@ def no_record(tmp_path, model, source):
     return [model, source], "run.json cannot be read"
 
 
-@pytest.mark.parametrize("change", [another_model, another_threshold, another_temperature, another_input, no_record])
+@pytest.mark.parametrize(
+    "change", [another_model, another_threshold, another_temperature, other_stages, another_input, no_record]
+)
 def test_rows_made_with_something_else_are_not_mixed(tmp_path, model, source, broken_off, capsys, change):
     (model_dir, input_file, *flags), message = change(tmp_path, model, source)
     before = (broken_off / "rows.jsonl").read_bytes()

@@ -87,6 +87,13 @@ def test_what_it_cannot_read_is_for_the_full_model(english, data_dir):
     assert (both[[0, -1]] == full.score([GREEK, CHINESE], batch_size=1)).all() and both[[0, -1]].min() > 0
 
 
+def test_the_full_model_runs_where_the_other_does(english, monkeypatch):
+    opened, open_model = [], Scorer._open
+    monkeypatch.setattr(Scorer, "_open", staticmethod(lambda *args: opened.append(args[2:]) or open_model(*args)))
+    Scorer.load(english, "cpu", threads=1, full=english.parent / "full")
+    assert opened == [("cpu", 1)] * 2
+
+
 def test_a_model_that_reads_everything_loads_no_other(english, caplog):
     with caplog.at_level("INFO"):
         full = Scorer.load(english.parent / "full", full=english)
