@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import call
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 import evaluate_models
 from prefilter_common.articles import format_input, load_articles
@@ -51,6 +51,22 @@ def test_the_base_models_name_may_stand_in_lora_config_only(earlier_adapter, dat
     (path / "lora_config.json").unlink()
     with pytest.raises(InputError, match="names no base model"):
         Scorer.load(path)
+
+
+def test_the_base_model_is_the_one_that_the_adapter_was_trained_on(earlier_adapter, monkeypatch):
+    """The same commit of its repository; a directory has none."""
+    path, asked = earlier_adapter[0], []
+    config = json.loads((path / "adapter_config.json").read_text())
+    (path / "adapter_config.json").write_text(json.dumps({**config, "revision": "0123abc"}))
+    for kind in (AutoConfig, AutoModelForSequenceClassification, AutoTokenizer):
+
+        def recorded(*args, load=kind.from_pretrained, **settings):
+            asked.append(settings.get("revision"))
+            return load(*args, **settings)
+
+        monkeypatch.setattr(kind, "from_pretrained", recorded)
+    Scorer.load(path, "cpu")
+    assert len(asked) >= 3 and set(asked) == {"0123abc"}
 
 
 @pytest.mark.parametrize("base", ["someone/not-cached", "/nowhere/at all"])

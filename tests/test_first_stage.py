@@ -115,6 +115,16 @@ def test_what_it_may_decide(first):
     assert ((scores[decided] >= 0.5) == (full[decided] >= 0.5)).all()
 
 
+def test_it_is_calibrated_before_it_decides_and_a_tenth_of_the_texts_is_not_known_well_enough(first):
+    labels, texts, full = validation(first, np.random.default_rng(4))
+    texts = [[*text, *range(5000, 5000 + i % 7)] for i, text in enumerate(texts)]
+    stage, note = choose_first_stage(first, texts, labels, full, NONE, THRESHOLDS, 0.001)
+    assert stage.coverage == pytest.approx(np.quantile(first(texts)[1], 0.1), abs=1e-4) and stage.coverage < 1
+    sure = replace(first, weights=4 * first.weights, bias=4 * first.bias)
+    other, other_note = choose_first_stage(sure, texts, labels, full, NONE, THRESHOLDS, 0.001)
+    assert other.temperature == pytest.approx(4 * stage.temperature, rel=0.01) and other_note == note
+
+
 def test_it_decides_the_cut_copies_as_the_full_read_does_too(first):
     labels, texts, full = validation(first, np.random.default_rng(5), hard=0.0)
     assert choose_first_stage(first, texts, labels, full, NONE, THRESHOLDS, 0.001)[0] is not None
@@ -350,6 +360,28 @@ def test_a_first_stage_may_change_what_a_short_read_leaves(tokenizer, articles, 
     labelled = [replace(article, label=i % 2) for i, article in enumerate(articles)]
     choose_cascade(scorer, labelled, articles, 16, 0.03)
     assert shares == pytest.approx({"read": 0.01 / 4, "first": 0.01 / 4 if read else 0.01 / 2})
+
+
+def test_a_cascade_reads_no_more_texts_than_it_needs(tokenizer, articles, monkeypatch):
+    """And a short read is calibrated at its own length, whatever the temperature of the full one."""
+    cascade, given = "prefilter_common.benchmark.stages.cascade", {}
+
+    def choose(labels, full, short, *rest):
+        given.update(full=full, short=short)
+        return None, {}
+
+    monkeypatch.setattr(f"{cascade}.choose_short_read", choose)
+    monkeypatch.setattr(f"{cascade}.MAX_FITTING", 20)
+    monkeypatch.setattr(f"{cascade}.MAX_CHOOSING", 10)
+    _, token, _ = a_word(tokenizer, articles)
+    scorer = Scorer(OneToken(token), tokenizer, Contract(max_length=64, temperature=2.0))
+    cascade = choose_cascade(scorer, articles, articles, 16, 0.03)
+    assert cascade.notes["first stage"]["fitted_texts"] == 40
+    assert len(given["full"]) == len(given["short"][48]) == 2 * len(articles) + 10
+    assert {*given["full"].round(4)} == {*sigmoid(np.array([-2.0, 2.0])).round(4)}
+    assert {*given["short"][48].round(4)} <= {*sigmoid(np.array([-4.0, 4.0])).round(4)}
+    one_story = [replace(article, title="the same") for article in articles]
+    assert "too few articles" in choose_cascade(scorer, articles, one_story, 16, 0.03).notes["first stage"]["reason"]
 
 
 def test_the_cascade_of_a_model_that_is_as_simple(tmp_path, tokenizer, articles):

@@ -42,6 +42,36 @@ def test_nothing_is_beyond_a_limit_of_0_or_1():
     assert outside(scores, 0.0, 0.9).tolist() == [False, False, True, True]
 
 
+def test_what_lies_between_two_operating_points_is_commerce_at_one_and_journalism_at_the_other():
+    full, decided = np.array([0.6] * 9), np.ones(9, dtype=bool)
+    for own in (0.001, 0.999):
+        low, high = limits_of(full, np.full(9, own), decided, THRESHOLDS, 0.0)
+        assert low < own < high
+        assert changed_share(full, np.full(9, own), decided, THRESHOLDS) == (9 + 2) / (9 + 1)
+    low, high = limits_of(full, full, decided, THRESHOLDS, 0.0)  # sure of nothing that could be wrong
+    assert (low, high) == pytest.approx((expit(-0.25), expit(np.log(4) + 0.25)), abs=1e-6)
+
+
+def test_a_stage_is_calibrated_on_what_it_cuts_before_its_limits_are_chosen(articles):
+    """However much too sure it is, and whatever it says of articles that it reads in full."""
+    labels, full, short, n_tokens, _ = articles
+    sure = expit(3 * np.log(short / (1 - short)))
+    stage, note = choose(labels, full, {64: short}, n_tokens)
+    other, other_note = choose(labels, full, {64: sure}, n_tokens)
+    assert other.temperature == pytest.approx(3 * stage.temperature, rel=0.01) and other_note == note
+    whole = np.arange(400) >= 300
+    partly = np.where(whole, 50, n_tokens)
+    assert choose(labels, full, {64: short}, partly) == choose(labels, full, {64: np.where(whole, 0.5, short)}, partly)
+
+
+@pytest.mark.parametrize(("n_cut", "step", "found"), [(19, 1, False), (20, 1, True), (20, 2, False)])
+def test_twenty_articles_of_both_labels_that_are_cut_can_choose(articles, n_cut, step, found):
+    labels, full, _, _, _ = articles
+    n_tokens = np.full(400, 50)
+    n_tokens[: step * n_cut : step] = 4000  # every second article is journalism
+    assert (choose(labels, full, {64: full}, n_tokens)[0] is not None) == found
+
+
 def test_only_the_unsure_articles_are_read_again(articles):
     labels, full, short, n_tokens, hard = articles
     stage, note = choose(labels, full, {64: short}, n_tokens)

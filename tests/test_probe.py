@@ -1,5 +1,6 @@
 """The head that starts as a linear probe: exact in every family, and a plain checkpoint."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,17 @@ def test_the_added_layer_gives_the_mean_of_the_tokens_that_are_no_padding(base):
     wanted = torch.nn.functional.layer_norm(before[:, 0] + probe.MEAN_WEIGHT * mean, before.shape[-1:], eps=1e-12)
     probe.add_mean_layer(base.model)
     torch.testing.assert_close(states(base.model, input_ids, attention_mask)[:, 0], wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_what_the_added_layer_leaves_free_is_the_same_in_every_run(base):
+    """So that the weights of several runs can be averaged."""
+    again = copy.deepcopy(base.model)
+    for seed, model in ((1, base.model), (2, again)):
+        torch.manual_seed(seed)
+        probe.add_mean_layer(model)
+    one, other = (Layer.of(layers_of(model)[-1]) for model in (base.model, again))
+    assert one.key.weight.any() and torch.equal(one.key.weight, other.key.weight)
+    assert one.up.weight.any() and torch.equal(one.up.weight, other.up.weight)
 
 
 def test_a_model_that_is_trained_again_does_not_grow(base, tmp_path):
@@ -101,19 +113,28 @@ def test_the_head_decides_as_the_probe_does(base, articles):
     assert ((given >= 0) == (wanted >= 0)).all()
 
 
-def test_the_probe_reads_a_bounded_number_of_articles(base, articles, monkeypatch):
+def test_the_probe_reads_a_bounded_number_of_articles_and_cut_copies_in_the_precision_of_training(
+    base, articles, monkeypatch
+):
     train, val, _ = articles
     probe.add_mean_layer(base.model)
     read, features = [], probe._features
 
-    def counted(checkpoint, texts, precision):
-        read.append(len(texts))
-        return features(checkpoint, texts, precision)
+    def recorded(checkpoint, texts, precision):
+        found = features(checkpoint, texts, precision)
+        read.append((texts, precision, found))
+        return found
 
-    monkeypatch.setattr(probe, "_features", counted)
+    monkeypatch.setattr(probe, "_features", recorded)
     monkeypatch.setattr(probe, "MOST_ARTICLES", 12)
-    probe.start_from_probe(base, train, val, LP_FT)
-    assert read == [24, 24]  # each also cut
+    probe.start_from_probe(base, train, val, replace(LP_FT, precision="bf16"))
+    for texts, precision, found in read:
+        assert len(texts) == 24 and precision == "bf16"
+        for whole, short in zip(texts[:12], texts[12:], strict=True):
+            assert whole.title == short.title and whole.content.startswith(short.content)
+        assert any(short.content != whole.content for whole, short in zip(texts[:12], texts[12:], strict=True))
+        exact = features(base, texts, "fp32")
+        assert 0 < np.abs(found - exact).max() < 0.1 * exact.std()
 
 
 def test_the_probe_and_its_cost_of_blocking_come_from_the_recipe(base, articles, monkeypatch):

@@ -138,8 +138,9 @@ def test_early_stopping_remembers(train, stop_at, monkeypatch, tmp_path):
     expected = outcome(tmp_path / "whole", "classic")
     assert (expected[2]["epoch"], expected[2]["best_epoch"], expected[2]["steps"]) == (3.0, 1.0, 18)
     for name, step, event in (("within", 15, "on_step_begin"), ("after", 18, "on_evaluate")):
+        monkeypatch.chdir(tmp_path)  # until the run continues elsewhere
         stop_at(step, event=event)
-        assert train("classic", tmp_path / name, *flags) == 143
+        assert train("classic", name, *flags) == 143
         assert checkpoints(tmp_path / name) == sorted([f"checkpoint-{step}", "checkpoint-6"])  # the newest and the best
         monkeypatch.undo()
         assert train("classic", tmp_path / name, *flags, "--resume") == 0
@@ -171,8 +172,21 @@ def test_other_settings_and_data_are_refused_by_name(
         assert checkpoints(output) == ["checkpoint-3"]
 
 
+def other_weights(base):
+    weights = load_file(base / "model.safetensors")
+    save_file({name: weight + 0.01 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+
+
+def other_vocabulary(base):
+    record = json.loads((base / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = record["model"]["vocab"]
+    pieces[-1][0], pieces[-2][0] = pieces[-2][0], pieces[-1][0]
+    (base / "tokenizer.json").write_text(json.dumps(record), encoding="utf-8")
+
+
+@pytest.mark.parametrize("change", [other_weights, other_vocabulary])
 def test_another_base_model_under_the_same_name_is_refused(
-    stop_at, monkeypatch, tmp_path, capsys, data_dir, tiny_models
+    stop_at, monkeypatch, tmp_path, capsys, data_dir, tiny_models, change
 ):
     base = tmp_path / "base"
     shutil.copytree(tiny_models["minilm"], base)
@@ -180,8 +194,7 @@ def test_another_base_model_under_the_same_name_is_refused(
     stop_at(3)
     assert call(train_encoder, flags) == 143
     monkeypatch.undo()
-    weights = load_file(base / "model.safetensors")
-    save_file({name: weight + 0.01 for name, weight in weights.items()}, base / "model.safetensors", {"format": "pt"})
+    change(base)
     assert call(train_encoder, [*flags, "--resume"]) == 2
     assert "data: the base model has changed; restore" in capsys.readouterr().err
 

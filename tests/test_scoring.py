@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import benchmark_inference
 import evaluate_models
 from prefilter_common.articles import Article, format_input, load_articles
 from prefilter_common.errors import InputError, RunError
-from prefilter_common.models.checkpoints import Checkpoint, load_checkpoint
+from prefilter_common.models.checkpoints import Checkpoint, load_base_model, load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.engines import pytorch
@@ -97,6 +98,23 @@ def test_labels_in_the_other_order_are_read_by_name(tmp_path, trained, articles)
     checkpoint.model.config.label2id = {"commerce": 0, "journalism": 1}
     checkpoint.save(tmp_path)
     np.testing.assert_allclose(Scorer.load(tmp_path, device="cpu").score(articles), expected, atol=1e-6)
+
+
+def test_a_decoder_whose_configuration_names_no_padding_is_read_at_its_last_token(tmp_path, classifiers, articles):
+    model = shutil.copytree(classifiers["qwen"], tmp_path / "qwen")
+    record = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps({**record, "pad_token_id": None}), encoding="utf-8")
+    expected = Scorer.load(classifiers["qwen"], "cpu").score(articles, batch_size=1)
+    np.testing.assert_allclose(Scorer.load(model, "cpu").score(articles), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "minilm", "xlm-roberta"])
+def test_as_many_tokens_as_there_are_positions(tiny_models, family):
+    long = Article("t", "word " * 500)
+    scorer = Scorer.of(load_base_model(str(tiny_models[family]), max_length=128, seed=1), "cpu")
+    assert len(scorer.tokenize([long])[0]) == 128 and 0 < scorer.score([long])[0] < 1
+    with pytest.raises(InputError, match="reads at most 128 tokens; pass --max-length 128 or less"):
+        load_base_model(str(tiny_models[family]), max_length=129, seed=1)
 
 
 def test_what_is_not_a_model_is_named(tmp_path, trained):

@@ -1,6 +1,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from transformers import pipeline
 
 import train_encoder
 from prefilter_common.articles import format_input, load_articles
+from prefilter_common.errors import InputError
 from prefilter_common.scoring.scorer import Scorer
 from prefilter_common.statistics.calibration import at_temperature, fit_temperature
 
@@ -144,6 +146,15 @@ def test_a_finished_model_is_not_trampled(trained, tiny_encoder, data_dir, capsy
     assert (trained / "tiny" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_an_output_around_the_working_directory_is_not_replaced(trained, tiny_encoder, data_dir, tmp_path, monkeypatch):
+    model = shutil.copytree(trained / "tiny", tmp_path / "tiny")
+    (model / "work").mkdir()
+    monkeypatch.chdir(model / "work")
+    flags = ["--model", tiny_encoder, "--data-dir", data_dir, "--output", model, "--overwrite"]
+    with pytest.raises(InputError, match=r"tiny: contains .*/work, which would be lost"):
+        train_encoder.main(list(map(str, flags)))
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_run_leaves_only_its_checkpoint(tmp_path, tiny_encoder, data_dir, monkeypatch, capsys, failure):
     import prefilter_common.training.run
@@ -185,8 +196,6 @@ def test_bad_arguments_are_one_line_and_write_nothing(tmp_path, tiny_encoder, da
 
 
 def test_a_damaged_checkpoint_is_one_line(tmp_path, tiny_encoder, data_dir, capsys):
-    import shutil
-
     shutil.copytree(tiny_encoder, tmp_path / "base")
     (tmp_path / "base" / "model.safetensors").unlink()
     flags = ["--model", tmp_path / "base", "--data-dir", data_dir, "--output", tmp_path / "m", "--max-length", "64"]
@@ -194,10 +203,11 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, tiny_encoder, data_dir, caps
     assert "cannot be loaded" in capsys.readouterr().err
 
 
-def test_a_tokenizer_that_does_not_know_the_language_is_refused(tmp_path, tiny_encoder, capsys):
+@pytest.mark.parametrize("unknown", ["train", "val"])
+def test_a_tokenizer_that_does_not_know_the_language_is_refused(tmp_path, tiny_encoder, data_dir, capsys, unknown):
+    shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     runes = [{"title": "ᚠᚢᚦᚨᚱᚲ", "content": "ᚷᚹᚺᚾᛁᛃ ᛇᛈᛉᛊᛏᛒ " * (i + 1), "label": i % 2} for i in range(4)]
-    for name in ("train", "val"):
-        write_jsonl(tmp_path / f"{name}.jsonl", runes)
+    write_jsonl(tmp_path / f"{unknown}.jsonl", runes)
     flags = ["--model", tiny_encoder, "--data-dir", tmp_path, "--output", tmp_path / "m", "--max-length", "64"]
     assert call(train_encoder, [*flags, "--allow-overlap"]) == 2
     assert "unknown to its tokenizer" in capsys.readouterr().err and not (tmp_path / "m").exists()

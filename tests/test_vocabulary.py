@@ -46,6 +46,7 @@ def test_texts_of_kept_tokens_get_the_same_scores(checkpoint, data_dir, tmp_path
     assert known[:30].all()
     small = keep_tokens(checkpoint, needed)
     assert len(small.tokenizer) == small.model.config.vocab_size < count
+    assert (small.tokenizer.model_max_length, small.tokenizer.padding_side) == (64, "right")
     after = Scorer.of(small, "cpu").score(articles)
     assert (after[known] == before[known]).all()
     small.save(tmp_path / "m")

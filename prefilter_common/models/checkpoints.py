@@ -119,8 +119,8 @@ def load_checkpoint(directory: Path) -> Checkpoint:
     return Checkpoint(model.eval(), tokenizer, contract)
 
 
-def _load_tokenizer(source: str | Path) -> PreTrainedTokenizerBase:
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+def _load_tokenizer(source: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
+    tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
     if not hasattr(tokenizer, "backend_tokenizer"):
         kind = type(tokenizer).__name__
         raise InputError(f"{source}: its tokenizer, {kind}, has no fast version (tokenizer.json); name another model")
@@ -173,7 +173,8 @@ def _load_adapter(directory: Path) -> tuple[PreTrainedModel, PreTrainedTokenizer
         wrong = f"{directory}: its base model {base} is not there, and no model hub provided it"
         raise InputError(f'{wrong}; correct "base_model_name_or_path" in its adapter_config.json') from None
     with named_errors(base):
-        tokenizer = _load_tokenizer(directory if (directory / TOKENIZER_FILE).is_file() else source)
+        own = (directory / TOKENIZER_FILE).is_file()
+        tokenizer = _load_tokenizer(directory) if own else _load_tokenizer(source, adapter.revision)
         config = AutoConfig.from_pretrained(
             source, revision=adapter.revision, trust_remote_code=False, **_labels(heads[0])
         )
