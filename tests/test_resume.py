@@ -138,13 +138,14 @@ def test_early_stopping_remembers(train, stop_at, monkeypatch, tmp_path):
     expected = outcome(tmp_path / "whole", "classic")
     assert (expected[2]["epoch"], expected[2]["best_epoch"], expected[2]["steps"]) == (3.0, 1.0, 18)
     for name, step, event in (("within", 15, "on_step_begin"), ("after", 18, "on_evaluate")):
-        monkeypatch.chdir(tmp_path)  # until the run continues elsewhere
+        before, after = (tmp_path / name / place / "m" for place in ("before", "after"))
         stop_at(step, event=event)
-        assert train("classic", name, *flags) == 143
-        assert checkpoints(tmp_path / name) == sorted([f"checkpoint-{step}", "checkpoint-6"])  # the newest and the best
+        assert train("classic", before, *flags) == 143
+        assert checkpoints(before) == sorted([f"checkpoint-{step}", "checkpoint-6"])  # the newest and the best
         monkeypatch.undo()
-        assert train("classic", tmp_path / name, *flags, "--resume") == 0
-        assert outcome(tmp_path / name, "classic") == expected
+        before.parent.rename(after.parent)
+        assert train("classic", after, *flags, "--resume") == 0
+        assert outcome(after, "classic") == expected
 
 
 def test_other_settings_and_data_are_refused_by_name(

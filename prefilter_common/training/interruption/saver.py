@@ -96,7 +96,7 @@ class CheckpointSaver(TrainerCallback):
         for path in self.stale if is_main_process() else ():
             shutil.rmtree(path, ignore_errors=True)
         if state.best_global_step:
-            # The recorded path may be relative to another working directory.
+            # The folder may have been moved since its path was recorded.
             state.best_model_checkpoint = str(self.folder / f"checkpoint-{state.best_global_step}")
 
     def on_step_end(
