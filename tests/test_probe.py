@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from prefilter_common.articles import Article, labels_of, load_articles
+from prefilter_common.articles import labels_of, load_articles
 from prefilter_common.models.checkpoints import load_base_model, load_checkpoint
 from prefilter_common.models.encoder_layers import Layer, compute_first_token_only, keep_lowest, layers_of
 from prefilter_common.scoring.engines.conversion import convert
