@@ -21,7 +21,7 @@ MIN_MORE = 1_200
 ENOUGH = 11
 # Stages are judged on a fourth of the training articles and on the later half of the traffic, and fitted and chosen on
 # the others.
-HELD_OUT = 0.25
+JUDGED = 0.25
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Data:
 
 def _divided(train: Sequence[Article]) -> tuple[list[Article], list[Article]]:
     """What stages are fitted on, and what they are judged on."""
-    judged = spread_places(train, math.ceil(HELD_OUT * len(train)))
+    judged = spread_places(train, math.ceil(JUDGED * len(train)))
     fitted = sorted({*range(len(train))} - {*judged})
     return [train[i] for i in fitted], [train[i] for i in judged]
 
