@@ -15,6 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 # waits for the first, and where both workers of xdist have one per core, ten times as long as the arithmetic takes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -35,6 +36,10 @@ from prefilter_common.cli import exit_code
 from prefilter_common.models.checkpoints import load_base_model
 from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import EngineName
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 # A shell has its background jobs ignore Ctrl-C, and the tests of Ctrl-C would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

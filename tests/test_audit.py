@@ -181,6 +181,7 @@ DRAWN = {"title": "", "label": 1, "why": "flagged", "stratum": "flagged: en", "s
         {"stratum_size": 7},  # another audit with strata of the same names
         {"why": "models disagree", "stratum": "models disagree: en"},  # a review queue
         {"threshold": 0.4},  # another model's
+        {"texts": {"flagged": 12}},  # another week's
     ],
 )
 def test_rows_of_two_draws_are_not_one_sample(tmp_path, change):
@@ -364,3 +365,19 @@ def test_the_slices_of_an_audit_are_the_worst_first(tmp_path):
     assert languages == ["el", "en", "hu"]  # the third blocks everything, but has five articles
     blocked = [row["false_positive_rate"] for row in slices if row["enough"]]
     assert blocked == sorted(blocked, reverse=True)
+
+
+def test_an_audit_counts_what_is_in_each_slice(tmp_path):
+    rows = [
+        {"title": "t", "content": f"x{i}", "copies": 1, "language": "el" if i < 40 else "en", "why": "all",
+         "stratum": "all", "stratum_size": 100, "label": int(i % 10 == 0)}
+        for i in range(100)
+    ]  # fmt: skip
+    audit = read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
+    flagged = np.isin(np.arange(100), [0, 1, 50, 60, 70])
+    found = audit_section(audit, {"m": np.where(flagged, 0.9, 0.1)}, {"m": 0.5}, "en", True, 0)["models"]["m"]
+    parts = {row["value"]: row for row in found["slices"] if row["by"] == "language"} | {"all": found}
+    counts = {name: (row["n"], row["n_commerce"], row["n_flagged"]) for name, row in parts.items()}
+    assert counts == {"el": (40, 4, 2), "en": (60, 6, 3), "all": (100, 10, 5)}
+    assert (found["precision"], found["recall"]) == pytest.approx((0.8, 0.4))
+    assert found["f1"] == pytest.approx(2 * 4 / (10 + 5)) and parts["el"]["f1"] == pytest.approx(2 / 6)

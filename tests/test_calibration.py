@@ -11,6 +11,7 @@ from prefilter_common.statistics.calibration import (
     fit_temperature,
 )
 from prefilter_common.statistics.calibration import reliability as bins_of
+from prefilter_common.statistics.metrics import wilson
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,8 @@ def test_calibration_error_by_hand():
     assert [b["n"] for b in bins] == [2, 1, 1] and bins[-1]["high"] == 1
     assert calibration_error(bins) == pytest.approx((2 * 0.05 + 0.15 + 0.95) / 4)
     assert bins_of(np.array([1]), np.array([1.0]))[0]["low"] == 0.9
+
+
+def test_the_interval_of_a_bin_is_that_of_its_share_of_commerce():
+    (found,) = bins_of(np.array([1, 1, 1, 0]), np.full(4, 0.72))
+    assert found["commerce_share"] == 0.75 and found["interval"] == pytest.approx(np.ravel(wilson(3, 4)), abs=1e-4)

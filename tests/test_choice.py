@@ -256,3 +256,50 @@ def test_a_point_above_the_minimum_is_not_shown_to_be_where_its_interval_is_not(
 
 def test_a_single_model_is_not_the_only_one_that_does():
     assert "only one" not in choose({"a": model(0.96, 0.96, 10)})["reason"]
+
+
+def test_a_model_exactly_at_the_criteria_meets_them():
+    exact = model(0.95, 0.95, 49)
+    exact["operating_points"]["default"] |= {"f1": 0.95, "recall": 0.90}
+    assert choose({"a": exact})["tier"] == "target"
+    exact["operating_points"]["default"] |= {"f1": 0.90, "precision": 0.90, "recall": 0.85}
+    assert choose({"a": exact})["tier"] == "minimum"
+
+
+def test_of_equally_precise_models_the_one_with_the_higher_f1():
+    assert choose({"a": model(0.93, 0.88, 60), "b": model(0.93, 0.92, 90)})["selected"] == "b"
+
+
+def test_of_equally_fast_models_the_more_precise_one():
+    assert choose({"a": model(0.96, 0.99, 10), "b": model(0.98, 0.95, 10)})["selected"] == "b"
+
+
+def test_the_largest_part_that_is_not_covered_is_named_whatever_the_order():
+    """Only parts by language and length at once: the others overlap with them."""
+    small, large = (
+        {"by": "language and length", "value": value, "lacks": f"have none of {value}", "n_traffic": n,
+         "traffic_share": n / 1_000, "to_label": n // 20}
+        for value, n in (("el, short", 200), ("hu, short", 400))
+    )  # fmt: skip
+    whole = {**large, "by": "language", "value": "hu", "n_traffic": 500}
+    seen = traffic(False, uncovered=[small, whole, large], share=0.6)
+    (objection,) = choose({"a": SLOW_AND_FAST["a"]}, traffic=seen)["objections"]
+    assert "the largest part is hu, short; the labelled articles have none of hu, short" in objection["suspect"]
+    assert (objection["part"], objection["to_label"]) == ("language and length hu, short", 20)
+    assert "at least 20 of hu, short (40% of the traffic); 10 of el, short (20% of the traffic)" in objection["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("best", "better", "selected"), [("a", True, "a"), ("a", False, None), ("b", True, None), ("c", True, None)]
+)
+def test_a_difference_on_the_traffic_is_explained_only_where_the_test_set_shows_which_is_better(best, better, selected):
+    models = {"a": model(0.98, 0.97, 40), "b": model(0.97, 0.97, 10)}
+    comparison = {"best": best, "models": {name: {"best_is_better": better} for name in "ab" if name != best}}
+    assert choose(models, comparison, traffic(True))["selected"] == selected
+
+
+def test_a_model_that_is_no_rival_does_not_keep_speed_from_deciding():
+    """It differs from one of them on the traffic, but misses the minimum."""
+    seen = traffic(False)
+    seen["pairs"].append({**traffic(True)["pairs"][0], "models": ["a", "c"]})
+    assert choose(SLOW_AND_FAST | {"c": model(0.7, 0.7, 5)}, traffic=seen)["favourite"] == "b"

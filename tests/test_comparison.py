@@ -155,3 +155,10 @@ def test_better_is_said_only_where_it_is_supported():
     assert not close["best_is_better"] and close["articles_needed"] > 190
     assert "best is not shown to be better than close on these 190 articles; about" in close["verdict"]
     assert compare_with_best(labels, {"a": best == 1}, {"a": 1}, seed=0)["models"] == {}
+
+
+def test_the_articles_needed_are_those_of_the_corrected_test_and_more_than_there_were():
+    labels = np.array([1] * 90 + [0] * 100)
+    rows = compared(labels, {"a": missing(labels, 0), "b": missing(labels, 3), "c": missing(labels, 4)})
+    assert rows["b"]["articles_needed"] == articles_to_tell_apart(3, 0, 190, alpha=0.025)
+    assert articles_to_tell_apart(100, 0, 1_000) == 1_001  # 77 would be enough

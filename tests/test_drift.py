@@ -214,3 +214,22 @@ def test_equal_traffic_rarely_alarms():
         flag_change(rng.random(1_000) < 0.05, rng.random(1_000) < 0.05, sizes, 1.5)["changed"] for _ in range(200)
     ]
     assert np.mean(alarms) <= 0.06
+
+
+def test_rows_without_a_decision_are_flagged_from_the_threshold_on(tmp_path, capsys):
+    files = [
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"score": 0.3 if i < n else 0.1 + i / 10_000} for i in range(1_000)])
+        for name, n in (("a", 50), ("b", 100))
+    ]
+    assert call(drift, [*files, "--max-psi", 9]) == 0
+    assert call(drift, [*files, "--max-psi", 9, "--threshold", 0.3]) == 3
+    assert "flag rate: CHANGED; 2 (" in capsys.readouterr().out
+
+
+def test_the_interval_of_a_ratio_of_flag_rates_encloses_it():
+    before, now = np.arange(1_000) < 50, np.arange(1_000) < 150
+    found = flag_change(before, now, (1_000, 1_000), 1.5)
+    low, high = found["interval"]
+    assert found["value"] == pytest.approx(3) and 2 < low < 3 < high < 5
+    low, high = flag_change(before, now, (10, 1_000), 1.5)["interval"]
+    assert low < 1 < high  # of ten different texts

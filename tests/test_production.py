@@ -190,3 +190,37 @@ def test_a_latency_measured_later_reaches_the_choice_and_the_page(disaster, monk
     (old / "config.json").write_text("{ }", encoding="utf-8")  # another model of the same name
     assert not refresh_latency(output, old, {**timed, "avg_ms": 1.0})
     assert json.loads((output / "evaluation_results.json").read_text(encoding="utf-8"))["old"]["cpu_benchmark_ms"] == 33
+
+
+def test_the_limits_at_an_estimated_share_are_the_widest_and_those_of_the_audit_are_shown():
+    rng = np.random.default_rng(0)
+    test = articles(190, rng, 0.5, 0.5)
+    scores = np.where(labels_of(test) & (np.arange(190) % 20 > 1) | (np.arange(190) % 20 == 0), 0.9, 0.1)
+    model = Scored(scores, np.ones(190), 64, 1.0, {"default": 0.5})
+    rates = {"flag_rates": {"m": {"default": {"rate": 0.25, "interval": [0.2, 0.3]}}}}
+    audit = {"models": {"m": {"prevalence": 0.2, "intervals": {"prevalence": [0.1, 0.4], "recall": [0.5, 0.9]}}}}
+
+    def panel(traffic, copies, audit, assumed=()):
+        section = production_section(test, {"m": model}, traffic, copies, audit, assumed, 0.95, COSTS)
+        return section["models"]["m"]["panel"]
+
+    estimated, audited = panel(rates, np.ones(300), audit)
+    assert (audited["source"], audited["prevalence"]) == ("found by the audit", 0.2)
+    assert audited["prevalence_interval"] == [0.1, 0.4]
+    for row in (estimated, audited):
+        at_low, at_high = panel(None, None, None, row["prevalence_interval"])
+        for limits in (lambda r: r["intervals"]["precision"], lambda r: r["saving_interval"]):
+            ends = [*limits(at_low), *limits(at_high)]
+            assert limits(row) == pytest.approx([min(ends), max(ends)], abs=2e-3)
+
+
+def test_repeated_texts_widen_the_interval_of_the_share_of_commerce():
+    test = articles(190, np.random.default_rng(0), 0.5, 0.5)
+    model = Scored(np.where(labels_of(test), 0.9, 0.1), np.ones(190), 64, 1.0, {"default": 0.5})
+    rates = {"flag_rates": {"m": {"default": {"rate": 0.2, "interval": [0.1, 0.3]}}}}
+    widths = []
+    for copies in (np.ones(1_000), np.full(1_000, 5), np.append(np.ones(999), 999)):
+        section = production_section(test, {"m": model}, rates, copies, None, [0.05], 0.95, None)
+        low, high = section["models"]["m"]["prevalence_estimate"]["interval"]
+        widths.append(high - low)
+    assert widths[0] == widths[1] < widths[2] / 2  # one text is half of the third

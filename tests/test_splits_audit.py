@@ -13,12 +13,19 @@ from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
 from prefilter_common.models import packaged_encoder
 from prefilter_common.splits import __main__ as splits_command
-from prefilter_common.splits.audit.probes import Labelled, distance, label_suspects, predicted, text_features
+from prefilter_common.splits.audit.probes import (
+    Labelled,
+    distance,
+    label_suspects,
+    predicted,
+    text_features,
+    total_variation,
+)
 from prefilter_common.splits.audit.report import audit_text, write_audit_page
 from prefilter_common.splits.audit.run import distances
-from prefilter_common.splits.audit.sections import describe_split, duplicates, gather
-from prefilter_common.splits.audit.shortcuts import shortcuts
-from prefilter_common.splits.cleaning import to_record
+from prefilter_common.splits.audit.sections import describe_split, duplicates, gather, labels_against_scores
+from prefilter_common.splits.audit.shortcuts import shortcuts, telling_phrases
+from prefilter_common.splits.cleaning import ScoreRule, to_record
 from prefilter_common.splits.grouping import population
 
 pytestmark = pytest.mark.slow
@@ -425,3 +432,29 @@ def test_nothing_hostile_reaches_the_terminal():
     text = audit_text(report)
     assert all(line.isprintable() for line in text.split("\n"))
     assert text.count("\nWarnings") == 1 and text.count(r"\x1b[2J\nWarnings\u202e") == 8
+
+
+def test_the_sizes_of_clusters_and_the_scores_in_the_middle_are_counted():
+    articles = [Article("", f"{word} {word}er {word}ly stands alone {i}", i % 2, f"a{i}", commerce_score=9.0 * (i % 2))
+                for i, word in enumerate(("apple", "bread", "cloud", "drone"))]  # fmt: skip
+    copies = [replace(articles[0], id="b"), replace(articles[0], id="c"), replace(articles[1], id="d")]
+    articles[2:] = [replace(articles[2], commerce_score=5.0), replace(articles[3], commerce_score=0.0)]
+    whole = gather({"train": [*articles, *copies], "test": []})
+    row = duplicates(whole)["within"]["train"]
+    assert (row["clusters"], row["articles"], row["largest"], row["kinds"]) == (2, 5, 3, {"exact": 3})
+    found = labels_against_scores(whole, ScoreRule())
+    assert (found["scored"], found["against"], found["in_the_middle"]) == (7, 1, 1)
+    assert [example["id"] for example in found["examples"]] == ["a3"]
+
+
+def test_telling_phrases_have_the_articles_of_each_label_that_use_them():
+    articles = [Article("", f"{'discount' if i < 12 or i in (30, 31, 32) else 'parliament'} number{i}", int(i < 20))
+                for i in range(40)]  # fmt: skip
+    found = telling_phrases(Labelled(articles, np.array([a.label for a in articles]), np.arange(40)))
+    assert {"phrase": "discount", "commerce": 12, "journalism": 3} in found
+    assert {"phrase": "parliament", "commerce": 8, "journalism": 17} in found
+
+
+def test_the_share_that_would_have_to_change():
+    assert total_variation(["en"] * 3 + ["el"], ["en"] * 2 + ["el"] * 2) == pytest.approx(0.25)
+    assert total_variation(["en"], ["en", "el"]) == total_variation(["en", "el"], ["en"]) == pytest.approx(0.5)

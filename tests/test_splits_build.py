@@ -433,7 +433,7 @@ def populations(draw):
 
 
 @given(populations())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_article_gets_one_split_and_clusters_stay_whole(population):
     splits = assign(population, np.full(len(population.labels), NONE))
     assert set(splits.tolist()) <= {TRAIN, VAL, TEST}
@@ -446,7 +446,7 @@ def test_every_article_gets_one_split_and_clusters_stay_whole(population):
 
 
 @given(populations(), st.integers(0, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_order_of_the_articles_does_not_matter(population, seed):
     order = np.random.default_rng(seed).permutation(len(population.labels))
     shuffled = Population(
@@ -466,7 +466,7 @@ texts = st.tuples(st.integers(0, 40).map("Title {}".format), st.sampled_from(CON
 
 
 @given(st.lists(texts, min_size=1, max_size=60), st.lists(texts, max_size=30), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 def test_adding_articles_moves_nothing_and_splits_no_cluster(old, new, rng):
     old = [Article(title, content, i % 2, f"old-{i}", "en") for i, (title, content) in enumerate(old)]
     new = [Article(title, content, i % 2, f"new-{i}", "en") for i, (title, content) in enumerate(new)]
@@ -495,7 +495,7 @@ lines = st.one_of(
 
 
 @given(st.lists(lines, min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_line_becomes_one_row(tmp_path, raw):
     path = Path(tmp_path) / "raw.jsonl"
     path.write_bytes(b"\n".join([*raw, b"{}"]))
@@ -523,7 +523,7 @@ def messy_rows(rng):
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_shuffled_rows_give_the_same_files(tmp_path_factory, seed):
     folder, rng = tmp_path_factory.mktemp("shuffled"), random.Random(seed)
     rows = messy_rows(rng)
@@ -677,3 +677,11 @@ def test_invalid_lines_are_reported(tmp_path, line):
     assert call(splits_command, flags) == 0
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["discarded_rows"] == {"invalid line": 1} and manifest["written_rows"] == 60
+
+
+def test_where_a_length_ends_and_how_many_are_validated_without_a_quota_for_test():
+    assert [length_name(Article("t", "x" * (n - 1))) for n in (249, 250, 999, 1_000)] == [
+        "<250", "250-999", "250-999", "1000+",
+    ]  # fmt: skip
+    assert quotas(90, with_test=False).tolist() == [80, 10, 0]
+    assert quotas(95).tolist() == [76, 9, 10]

@@ -69,7 +69,7 @@ def test_odd_texts_at_every_length(tokenizers, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(title=st.text(max_size=30), content=st.text(max_size=200), n=st.integers(1, 100))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text(tokenizers, family, title, content, n):
     assert_same(tokenizers[family], [Article(title, content)], [n + FAMILIES[family]])
 
@@ -185,14 +185,14 @@ def assert_breaks_divide(ours, text):
 @pytest.mark.parametrize("kind", DIVIDERS)
 @given(text=TANGLED)
 @example(text="a \u0301b 字。\u0323字")
-@settings(max_examples=1_000, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=1_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_parts_of_a_text_divided_at_a_break_have_the_tokens_of_the_whole(dividers, kind, text):
     assert_breaks_divide(dividers[kind], text)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @given(title=TANGLED, content=st.lists(TANGLED, max_size=8).map(" ".join), n=st.integers(1, 40))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_reading_in_pieces_changes_nothing(tokenizers, family, title, content, n):
     theirs, ours = tokenizers[family]
     n += FAMILIES[family]
@@ -207,7 +207,7 @@ def test_the_packaged_encoders_own_tokenizer():
     ours = ArticleTokenizer.of(theirs)
 
     @given(text=TANGLED)
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     def divided(text):
         assert_breaks_divide(ours, text)
 

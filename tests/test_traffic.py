@@ -9,11 +9,20 @@ from sklearn.metrics import cohen_kappa_score, f1_score
 
 from prefilter_common.articles import Article
 from prefilter_common.evaluation.choice.rules import choose
-from prefilter_common.evaluation.slices import article_slices, slice_metrics, worst_slice
+from prefilter_common.evaluation.sections import Scored, other_configuration, worst_errors
+from prefilter_common.evaluation.slices import (
+    article_slices,
+    buckets,
+    length_and_language,
+    slice_metrics,
+    token_slices,
+    worst_slice,
+)
 from prefilter_common.evaluation.traffic.coverage import distinct_texts, uncovered
 from prefilter_common.evaluation.traffic.flags import compare_flags, compare_traffic, flag_rates, traffic_slices
 from prefilter_common.evaluation.traffic.labelling import QUOTAS, audit_sample, review_queue
-from prefilter_common.statistics.comparison import compare_with_best, mcnemar
+from prefilter_common.evaluation.traffic.section import traffic_section
+from prefilter_common.statistics.comparison import compare_with_best, detectable_difference, mcnemar
 
 
 def articles_of(languages, lengths):
@@ -311,3 +320,86 @@ def test_a_slice_that_is_worse_beyond_chance_goes_before_a_small_one_that_may_no
     lowest = min((row for row in rows if row["enough"]), key=lambda row: row["accuracy"])
     assert lowest["value"] == "fi" and lowest["p_adjusted"] > 0.05
     assert worst_slice(rows)["value"] == "el" and worst_slice(rows)["beyond_chance"]
+
+
+def test_less_than_the_limit_is_short_and_an_edge_begins_its_length():
+    assert buckets(np.array([99, 100, 249, 250, 1_999, 2_000]), (100, 250, 2_000)) == [
+        "<100", "100-249", "100-249", "250-1999", "250-1999", "2000+",
+    ]  # fmt: skip
+    articles = articles_of(["en"] * 4, [99, 100, 249, 250])
+    assert length_and_language(articles) == ["en, short"] * 3 + ["en, long"]
+    parts = {part.name: part.members.tolist() for part in [*traffic_slices(articles, "en"), *article_slices(articles)]}
+    assert parts["language and length en, short"] == [True, True, True, False]
+    assert parts["characters 100-249"] == [False, True, True, False]
+
+
+def test_an_article_of_exactly_as_many_tokens_as_are_read_is_read_whole():
+    parts = {part.name: part.members.tolist() for part in token_slices(np.array([63, 64, 65]), 64)}
+    assert parts["read whole"] == [True, True, False] and parts["read cut"] == [False, False, True]
+
+
+def test_the_worst_errors_come_first_and_are_errors():
+    articles = [replace(a, label=i % 2) for i, a in enumerate(articles_of(["en"] * 6, [50] * 6))]
+    scores = np.array([0.6, 0.4, 0.99, 0.9, 0.1, 0.05])
+    model = Scored(scores, np.ones(6), 64, 1.0, {"default": 0.5})
+    assert [row["id"] for row in worst_errors(articles, model)] == ["a2", "a5", "a0", "a1"]
+
+
+def test_a_latency_of_the_evaluated_engine_is_of_no_other_configuration():
+    timed = {"engine": "pytorch-fp32", "cpu_benchmark_with": "pytorch-fp32", "cpu_benchmark_f1": 0.91}
+    assert other_configuration(timed) is None and other_configuration({"engine": "pytorch-fp32"}) is None
+    other = {**timed, "cpu_benchmark_with": "onnxruntime-int8"}
+    assert other_configuration(other) == "onnxruntime-int8 (F1 91.0% in the benchmark)"
+
+
+def test_the_disagreements_shown_are_those_furthest_apart():
+    articles = articles_of(["en"] * 40, [100] * 40)
+    a, b = np.full(40, 0.9), np.linspace(0.4, 0.01, 40)
+    thresholds = {"a": {"default": 0.5}, "b": {"default": 0.5}}
+    point = compare_traffic(articles, {"a": a, "b": b}, thresholds, traffic_slices(articles, "en"))["points"]["default"]
+    assert [row["id"] for row in point["disagreements"]["a"]] == [f"a{i}" for i in range(39, 24, -1)]
+    assert point["disagreements"]["b"] == []
+
+
+def test_the_difference_that_would_have_been_seen_is_that_of_the_test_that_is_made():
+    """McNemar's at 0.025, since the slices use the other half of the false alarms."""
+    articles = articles_of(["en"] * 300, [100] * 300)
+    a, b = np.arange(300) < 16, np.arange(300) < 13
+    compared = compare_flags(("a", "b"), a, b, traffic_slices(articles, "en"))
+    assert compared["detectable"] == detectable_difference(3, 0, 300, 0.025) > detectable_difference(3, 0, 300, 0.05)
+
+
+def test_what_is_still_to_be_labelled_is_what_is_missing_to_twenty():
+    test = [replace(a, label=i % 2) for i, a in enumerate(articles_of(["el"] * 5, [100] * 5))]
+    gaps, _ = uncovered(articles_of(["el"] * 10, [100] * 10), test)
+    assert {(gap["lacks"], gap["to_label"]) for gap in gaps} == {("have only 5 of it", 15)}
+
+
+def test_what_the_disputed_do_not_need_goes_to_the_uncertain():
+    articles = articles_of(["en"] * 2_000, [100] * 2_000)
+    number = np.arange(2_000)
+    scores = np.where(number < 1_000, 0.5, 0.01)
+    queue = review_queue(articles, np.ones(2_000, int), scores, np.full(2_000, 0.9), number < 40, 0)
+    assert reasons(queue) == {"models disagree": 40, "uncertain": 360, "random": 100}
+
+
+def test_repeated_texts_and_three_models_reach_the_section_and_the_files():
+    """Text 0 occurs 901 times; on texts 1 to 40 the third model alone decides otherwise, and far apart."""
+    texts = [Article("", f"text {i} " + "x" * 100, id=f"a{i}", language="en") for i in range(100)]
+    traffic = [texts[0]] * 901 + texts[1:]
+    number = np.concatenate([np.zeros(901, int), np.arange(1, 100)])
+    first = np.where(number == 0, 0.9, 0.02)
+    third = np.where((number >= 1) & (number <= 40), 0.95, first)
+    models = {
+        name: Scored(np.ones(1), np.ones(1), 64, 1.0, {"default": 0.5}, found)
+        for name, found in (("a", first), ("b", first), ("c", third))
+    }
+    section, files = traffic_section(traffic, [], models, None, (5, 20), 0)
+    assert (section["n_articles"], section["n_distinct"], len(section["pairs"])) == (1_000, 100, 3)
+    rates = {name: found["default"] for name, found in section["flag_rates"].items()}
+    assert rates["a"]["rate"] == 0.901 and rates["c"]["rate"] == 0.941 and rates["a"]["n_flagged_distinct"] == 1
+    (flagged,) = [row for row in files["audit_a"] if row["why"] == "flagged"]
+    assert (flagged["id"], flagged["copies"]) == ("a0", 901)
+    disputed = [row for row in files["review_queue_a"] if row["why"] == "models disagree"]
+    assert {row["id"] for row in disputed} == {f"a{i}" for i in range(1, 41)}
+    assert {row["stratum"] for row in disputed} == {"models disagree: en, short, far apart"}
