@@ -364,15 +364,15 @@ def test_a_first_stage_may_change_what_a_short_read_leaves(tokenizer, articles, 
 
 def test_a_cascade_reads_no_more_texts_than_it_needs(tokenizer, articles, monkeypatch):
     """And a short read is calibrated at its own length, whatever the temperature of the full one."""
-    cascade, given = "prefilter_common.benchmark.stages.cascade", {}
+    module, given = "prefilter_common.benchmark.stages.cascade", {}
 
     def choose(labels, full, short, *rest):
         given.update(full=full, short=short)
         return None, {}
 
-    monkeypatch.setattr(f"{cascade}.choose_short_read", choose)
-    monkeypatch.setattr(f"{cascade}.MAX_FITTING", 20)
-    monkeypatch.setattr(f"{cascade}.MAX_CHOOSING", 10)
+    monkeypatch.setattr(f"{module}.choose_short_read", choose)
+    monkeypatch.setattr(f"{module}.MAX_FITTING", 20)
+    monkeypatch.setattr(f"{module}.MAX_CHOOSING", 10)
     _, token, _ = a_word(tokenizer, articles)
     scorer = Scorer(OneToken(token), tokenizer, Contract(max_length=64, temperature=2.0))
     cascade = choose_cascade(scorer, articles, articles, 16, 0.03)

@@ -102,6 +102,7 @@ class Contract:
             _require_number("max_unknown", self.max_unknown, 0, 1)
         if not all(isinstance(stage, Stage) for stage in self.stages):
             raise ValueError(f'"stages" is {_shown(self.stages)}; it must be a list of objects')
+        # 0 for what is no early exit
         layers = [stage.layers or 0 if stage.reader == LAYERS else 0 for stage in self.stages]
         exits = layers[sum(n == 0 for n in layers) :]
         if 0 in exits or exits != sorted(set(exits)):
