@@ -389,8 +389,39 @@ def test_two_merges_at_once_lose_no_answers(built, monkeypatch, capsys):
 
     monkeypatch.setattr(f"{module}.overlaps", and_meanwhile)
     assert merge(built, [{"id": "q1", "title": "New", "content": "A wholly new text", "label": 1}], "--overwrite") == 2
-    assert f"{built}: changed while merging; run the same command again" in capsys.readouterr().err
+    assert f"{built}: another process changed it meanwhile; run the same command again" in capsys.readouterr().err
     assert [a.id for a in load_articles(built / "train.jsonl")][-1] == "q2"
+
+
+def test_a_build_during_which_articles_are_merged_loses_none(built, tmp_path, monkeypatch, capsys):
+    module = importlib.import_module("prefilter_common.splits.build")
+    divide = module.divide
+
+    def and_meanwhile(*args):
+        assert merge(built, [{"id": "q", "title": "New", "content": "A new text", "label": 1}], "--overwrite") == 0
+        return divide(*args)
+
+    monkeypatch.setattr(module, "divide", and_meanwhile)
+    command = ["build", tmp_path / "scored.jsonl", "--output", built, "--overwrite"]
+    assert call(splits_command, command) == 2
+    assert f"{built}: another process changed it meanwhile; run the same command again" in capsys.readouterr().err
+    assert [a.id for a in load_articles(built / "train.jsonl")][-1] == "q"
+
+
+def test_a_merge_that_changes_no_split_is_recorded_beside_another(built, monkeypatch, capsys):
+    known = json.loads((built / "train.jsonl").read_bytes().splitlines()[0])
+    module = importlib.import_module("prefilter_common.splits.merge")
+    read_contents = module.read_contents
+
+    def and_meanwhile(folder):
+        monkeypatch.setattr(module, "read_contents", read_contents)
+        assert merge(built, [known], "--overwrite") == 0
+        return read_contents(folder)
+
+    monkeypatch.setattr(module, "read_contents", and_meanwhile)
+    assert merge(built, [known], "--overwrite") == 2
+    assert "another process changed it meanwhile" in capsys.readouterr().err
+    assert len(json.loads((built / "manifest.json").read_bytes())["merges"]) == 1
 
 
 def test_merging_into_splits_that_training_would_refuse(built, tmp_path, refused):

@@ -37,6 +37,7 @@ from prefilter_common.splits.manifest import (
     Manifest,
     check_folder,
     discarded_by_reason,
+    file_hashes,
     made_by,
     repaired_by_kind,
     write_folder,
@@ -66,7 +67,9 @@ class BuildOptions:
 def build(options: BuildOptions, argv: Sequence[str] = ()) -> Manifest:
     """Read, label, split and write. Returns the manifest. Raises InputError before anything is written."""
     check_options(options)
-    previous = read_previous(options)
+    source = options.previous or options.output
+    source_hashes = file_hashes(source)
+    previous = read_previous(source, required=options.previous is not None)
     answers = {text_hash(a): a.label for a, _ in previous if a.commerce_score is None and a.label is not None}
     rows = drop_repeated(label_rows(read_rows(options.inputs), options.rule, answers))
     log_discarded(rows)
@@ -101,7 +104,7 @@ def build(options: BuildOptions, argv: Sequence[str] = ()) -> Manifest:
         "previous": division.previous,
     }
     contents = {name: (json_lines(part), part) for name, part in chosen.items()}
-    manifest = write_folder(options.output, options.overwrite, contents, manifest, rows)
+    manifest = write_folder(options.output, options.overwrite, contents, manifest, rows, source, source_hashes)
     if options.keep_middle:
         write_middle(options.keep_middle, rows, options.output)
     return manifest
@@ -110,8 +113,7 @@ def build(options: BuildOptions, argv: Sequence[str] = ()) -> Manifest:
 def check_options(options: BuildOptions) -> None:
     """Raise InputError for problems that show before the input is read."""
     check_folder(options.output, options.overwrite, options.inputs)
-    middle = options.keep_middle
-    if middle is None:
+    if (middle := options.keep_middle) is None:
         return
     for folder in (options.output, options.previous):
         if folder and middle.resolve().is_relative_to(folder.resolve()):
@@ -201,19 +203,16 @@ def with_own_ids(rows: Sequence[Row], before: Iterable[Article] = (), taken: Col
             while new in used:
                 new += f"-{hashes[k][:16]}"
             used.add(new)
-            row = rows[places[k]]
+            row, article = rows[places[k]], replace(articles[k], id=new)
             detail = f"the id {old} belongs to another article"
-            renamed[places[k]] = replace(
-                row, article=replace(articles[k], id=new), repairs=(*row.repairs, ID), detail=detail
-            )
+            renamed[places[k]] = replace(row, article=article, repairs=(*row.repairs, ID), detail=detail)
     return renamed
 
 
-def read_previous(options: BuildOptions) -> list[tuple[Article, int]]:
-    """Articles of the previous splits, each with its split. Raises InputError for a line that cannot be read."""
-    folder = options.previous or options.output
+def read_previous(folder: Path, required: bool) -> list[tuple[Article, int]]:
+    """Articles of the splits in a folder, each with its split. Raises InputError for a line that cannot be read."""
     present = [(path, split) for split, name in enumerate(NAMES) if (path := folder / f"{name}.jsonl").is_file()]
-    if options.previous and not present:
+    if required and not present:
         raise InputError(f"{folder}: contains no splits; check --previous")
     return [(article, split) for path, split in present for article in all_articles(read_rows([path]))]
 

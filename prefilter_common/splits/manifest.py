@@ -4,7 +4,7 @@ import hashlib
 import os
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any, TypedDict
@@ -155,8 +155,9 @@ def write_folder(
     splits: Mapping[str, tuple[bytes, Sequence[Article]]],
     manifest: Manifest,
     rows: Sequence[Row],
+    source: Path,
+    source_hashes: Mapping[str, str],
     earlier_report: Sequence[CleaningRow] = (),
-    check: Callable[[], None] | None = None,
 ) -> Manifest:
     """Write the three files, the manifest and the row-by-row report, all of them or none.
 
@@ -166,11 +167,16 @@ def write_folder(
         splits: name -> bytes of the file, and its articles.
         manifest: entries that precede the description of the files.
         rows: all rows that were read; those discarded or changed are reported.
+        source: folder of the splits that these continue. It may be missing, and may be ``target``.
+        source_hashes: its ``file_hashes`` from before it was read.
         earlier_report: report on rows that were read for these splits before.
-        check: raises InputError if nothing may be written; called while no other process can write the folder.
 
     Returns:
         The whole manifest.
+
+    Raises:
+        InputError: nothing may be written there, or ``source`` has changed: what another process has added to it would
+            be lost.
     """
     check_folder(target, overwrite)
     described: dict[str, SplitRecord] = {
@@ -179,14 +185,20 @@ def write_folder(
     }
     whole: Manifest = {**manifest, "splits": described}
     with new_directory(target, overwrite) as folder:
-        if check:
-            check()
+        if file_hashes(source) != source_hashes:
+            raise InputError(f"{source}: another process changed it meanwhile; run the same command again")
         for name, (content, _) in splits.items():
             (folder / f"{name}.jsonl").write_bytes(content)
         report = [report_of(row) for row in rows if row.reason or row.repairs]
         write_json_lines(folder / CLEANING, [*earlier_report, *report])
         write_json(folder / MANIFEST, whole)
     return whole
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """The name and the sha256 of each file in a folder that a build or a merge writes."""
+    paths = [folder / name for name in sorted(FILES)]
+    return {path.name: file_fingerprint(path)["sha256"] for path in paths if path.is_file()}
 
 
 def read_report(folder: Path) -> list[CleaningRow]:
@@ -210,21 +222,18 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     record: Any = read_record(path)
     splits, merges = record.get("splits"), record.get("merges", [])
+    fix = "delete the file, or build the splits again"
     if not isinstance(splits, dict) or not all(isinstance(splits.get(name, {}), dict) for name in NAMES):
-        raise InputError(
-            f'{path}: "splits" must be an object with one object per split; delete the file, or build the splits again'
-        )
+        raise InputError(f'{path}: "splits" must be an object with one object per split; {fix}')
     if not isinstance(merges, list):
-        raise InputError(f'{path}: "merges" must be a list; delete the file, or build the splits again')
+        raise InputError(f'{path}: "merges" must be a list; {fix}')
     if (settings := record.get("settings")) is not None:
         try:
             _, day = settings["group_by"], settings["test_after"]
             if day is not None:
                 date.fromisoformat(day)
         except (KeyError, TypeError, ValueError):
-            raise InputError(
-                f'{path}: "settings" are not those of a build; delete the file, or build the splits again'
-            ) from None
+            raise InputError(f'{path}: "settings" are not those of a build; {fix}') from None
     return record
 
 
@@ -233,12 +242,9 @@ def manifest_state(folder: Path) -> ManifestRecord | None:
     manifest = read_manifest(folder)
     if manifest is None:
         return None
+    present = file_hashes(folder)
     described = {name: record.get("sha256") for name, record in manifest["splits"].items() if name in NAMES}
-    present = {
-        name: file_fingerprint(folder / f"{name}.jsonl")["sha256"] if (folder / f"{name}.jsonl").is_file() else None
-        for name in NAMES
-    }
     return {
-        "sha256": hashlib.sha256((folder / MANIFEST).read_bytes()).hexdigest(),
-        "differs": [name for name in NAMES if described.get(name) != present[name]],
+        "sha256": present[MANIFEST],
+        "differs": [name for name in NAMES if described.get(name) != present.get(f"{name}.jsonl")],
     }

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from functools import partial
 from pathlib import Path
 
 from prefilter_common.articles import Article, load_articles
@@ -35,6 +34,7 @@ from prefilter_common.splits.manifest import (
     MergeRecord,
     check_folder,
     discarded_by_reason,
+    file_hashes,
     made_by,
     read_manifest,
     read_report,
@@ -60,6 +60,7 @@ class MergeOptions:
 def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
     """Add labelled articles to train. Returns the manifest. Raises InputError before anything is written."""
     check_folder(options.output, options.overwrite, options.inputs)
+    source_hashes = file_hashes(options.splits)
     manifest: Manifest = read_manifest(options.splits) or {}
     earlier_report = read_report(options.splits)
     contents = read_contents(options.splits)
@@ -92,8 +93,8 @@ def merge(options: MergeOptions, argv: Sequence[str] = ()) -> Manifest:
     }
     manifest.pop("splits", None)
     manifest["merges"] = [*manifest.pop("merges", []), record]
-    check = partial(require_unchanged, options.splits, contents)
-    return write_folder(options.output, options.overwrite, splits, manifest, rows, earlier_report, check)
+    source = options.splits, source_hashes
+    return write_folder(options.output, options.overwrite, splits, manifest, rows, *source, earlier_report)
 
 
 def read_contents(folder: Path) -> dict[str, bytes]:
@@ -102,12 +103,6 @@ def read_contents(folder: Path) -> dict[str, bytes]:
     for path in paths.values():
         load_articles(path, require_labels=True)
     return {name: path.read_bytes() for name, path in paths.items()}
-
-
-def require_unchanged(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Raise InputError if the splits are not as they were read, since what another merge has added would be lost."""
-    if read_contents(folder) != contents:
-        raise InputError(f"{folder}: changed while merging; run the same command again")
 
 
 def parse(path: Path, content: bytes) -> list[Article]:
