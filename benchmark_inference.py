@@ -48,7 +48,6 @@ from prefilter_common.models.directory import (
     RECOMMENDATION_FILE,
     model_directories,
     read_contract,
-    write_recommendation,
 )
 from prefilter_common.outputs import require_files
 from prefilter_common.scoring.engines.interface import ENGINES, EngineName
@@ -97,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.device == "cpu":
         store_cascade(directory, reference.cascade)
         recommended: RecommendationFile = {**summary, "run": provenance}
-        write_recommendation(directory, recommended)
+        write_json(directory / RECOMMENDATION_FILE, recommended)
         from prefilter_common.evaluation.latency_update import refresh_latency
 
         refresh_latency(args.output, directory, recommended)
@@ -120,8 +119,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         ("--val-data", "articles on which to choose stages, labelled unless --no-stages is passed (default: val.jsonl "
          "beside --test-data)"),
         ("--traffic", "unlabelled articles on which to compare decisions as well; the first half teaches stages"),
-        ("--lengths-like", "articles to whose lengths of content those of test, train and validation are cut (default: "
-         "not cut)"),
+        ("--lengths-like", "cut test, training and validation articles to the content lengths of these articles "
+         "(default: no cutting)"),
     ):  # fmt: skip
         data.add_argument(flag, type=Path, metavar="FILE", help=articles)
     data.add_argument("--output", type=Path, default=Path("results"), help="folder to write")
@@ -146,7 +145,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=fraction,
         default=0.01,
         metavar="F",
-        help="tolerated share of changed decisions, for which stages are chosen, below 1",
+        help="tolerated share of changed decisions, below 1; stages are chosen to stay within it",
     )
     run = parser.add_argument_group("run")
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="device to decide for")

@@ -32,6 +32,7 @@ from prefilter_common.cli import (
     configure_logging,
     count,
     exit_code,
+    number,
     positive_float,
     seed,
 )
@@ -51,6 +52,9 @@ from prefilter_common.runinfo import now, run_info
 from prefilter_common.scoring.engines.interface import ENGINES, REFERENCE, EngineName
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.guard import manifest_record, manifest_warnings
+
+# Nearer to 0 or 1 than one article in a million, nothing can be estimated.
+share = number("from 0.000001 to below 1", lambda x: 1e-6 <= x < 1)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,30 +163,22 @@ def add_production_flags(parser: argparse.ArgumentParser) -> None:
         "--cost-per-article",
         type=positive_float,
         metavar="C",
-        help="what scoring an article costs, which blocking it saves, in any currency",
+        help="cost of scoring an article, which blocking it saves, in any currency",
     )
     production.add_argument(
         "--cost-of-blocking",
         type=positive_float,
         metavar="C",
-        help="what blocking a journalism article costs, in the same currency",
+        help="cost of blocking a journalism article, in the same currency",
     )
     production.add_argument(
         "--audit",
         nargs="+",
         type=count,
         metavar="N",
-        help="number of flagged articles to draw from the traffic for labelling; a second N is that of the unflagged "
-        "ones (default: as many)",
+        help="number of flagged articles to draw from the traffic for labelling; a second N sets the number of "
+        "unflagged ones (default: the same)",
     )
-
-
-def share(text: str) -> float:
-    """An argparse type: a number between 0 and 1, neither of them nor nearer to 0 than one article in a million."""
-    value = positive_float(text)
-    if not 1e-6 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not between 0.000001 and 1")
-    return value
 
 
 def check_traffic_models(args: argparse.Namespace, directories: Sequence[Path]) -> None:

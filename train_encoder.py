@@ -20,8 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from prefilter_common.cli import Parser, configure_logging, count, exit_code
+from prefilter_common.files import read_record
 from prefilter_common.models.base_models import FAMILIES
-from prefilter_common.models.directory import read_record, require_model_output
+from prefilter_common.models.directory import require_model_output
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
 from prefilter_common.training.provenance import Job
 from prefilter_common.training.recipe import CLASSIC, DISTILLATION, LP_FT, RECIPES, Recipe, add_training_arguments
@@ -32,9 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     """Fine-tune the encoder. Returns the exit code."""
     args = parse_args(argv)
     configure_logging()
-    job = Job.from_args(args)
+    job = Job.from_args(args, argv)
     require_model_output(args.output, args.overwrite, [*job.source.paths, Path(args.model)])
-    train_model_directory(job, Recipe.from_args(args, defaults_of(args)), argv)
+    train_model_directory(job, Recipe.from_args(args, defaults_of(args)))
     return 0
 
 
@@ -56,7 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--recipe",
         choices=tuple(RECIPES),
         default="lp-ft",
-        help="lp-ft: fit the head to frozen features first, then fine-tune the upper layers on articles of which half "
+        help="lp-ft: fit the head to frozen features first, then fine-tune the upper layers on articles, half of which "
         "are cut to the length of a feed's snippet; classic: fine-tune everything from a random head, or that of a "
         f"two-label classifier, by default at a learning rate of {CLASSIC.learning_rate:g}",
     )
@@ -67,8 +68,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         nargs="+",
         metavar="DIR",
         help="learn the scores of this model, or the mean of several, besides the labels, with lp-ft by default at "
-        f"a learning rate of {DISTILLATION.learning_rate:g}; log loss then decides, not F1, when to stop and what to "
-        "keep",
+        f"a learning rate of {DISTILLATION.learning_rate:g}; log loss, not F1, then decides when to stop and which "
+        "epoch to keep",
     )
     smaller.add_argument(
         "--unlabelled", type=Path, metavar="FILE", help="articles without labels, learned from the teacher alone"

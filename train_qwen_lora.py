@@ -57,12 +57,12 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(args.merge, Path):
         merge(args.merge, args.overwrite)
         return 0
-    job = Job.from_args(args)
+    job = Job.from_args(args, argv)
     for output in [args.output, merged_name(args.output)] if args.merge else [args.output]:
         require_model_output(output, args.overwrite, [*job.source.paths, Path(args.model)])
     adapter = Adapter(args.lora_rank, args.lora_alpha, args.lora_dropout, args.lora_target_modules)
     adapt = partial(with_lora, adapter=adapter)
-    train_model_directory(job, Recipe.from_args(args, DEFAULTS), argv, adapt)
+    train_model_directory(job, Recipe.from_args(args, DEFAULTS), adapt)
     if args.merge and is_main_process():
         merge(args.output, args.overwrite)
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json
+from prefilter_common.files import decoded, numbered_lines
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +22,6 @@ UNKNOWN = "unknown"  # what reports call a missing language or source
 MAX_ERRORS_NAMED = 10
 # Characters of content that are left of an article that is cut at random: about what a feed shows.
 CUT_TO = (60, 400)
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-GZIP = b"\x1f\x8b"  # how such a file begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +36,11 @@ class Article:
     source: str | None = None
     commerce_score: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def characters(self) -> int:
+        """Of title and content together."""
+        return len(self.title) + len(self.content)
 
     @classmethod
     def from_record(cls, record: Any, require_label: bool = False) -> "Article":
@@ -82,29 +85,19 @@ def read_articles(path: str | Path, require_labels: bool = False) -> Iterator[Ar
     """
     path = Path(path)
     seen, bad, errors = 0, 0, []
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.removeprefix(BYTE_ORDER_MARK).strip():
-                    continue
-                seen += 1
-                try:
-                    article = _parse_line(line, number, require_labels)
-                except ValueError as error:
-                    bad += 1
-                    if bad <= MAX_ERRORS_NAMED:
-                        errors.append(f"line {number}: {error}")
-                else:
-                    yield article
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    for number, line in numbered_lines(path):
+        seen += 1
+        try:
+            article = _parse_line(line, number, require_labels)
+        except ValueError as error:
+            bad += 1
+            if bad <= MAX_ERRORS_NAMED:
+                errors.append(f"line {number}: {error}")
+        else:
+            yield article
     if bad:
         more = f"; and {bad - len(errors)} more" if bad > len(errors) else ""
         raise InputError(f"{path}: {bad} of {seen} lines are bad, fix or delete them: {'; '.join(errors)}{more}")
-    if not seen:
-        raise InputError(f"{path}: contains no articles; expected one JSON object per line")
 
 
 def load_articles(path: str | Path, require_labels: bool = False) -> list[Article]:
@@ -172,7 +165,7 @@ def spread_places(articles: Sequence[Article], limit: int) -> list[int]:
 
 def spread_by_length(articles: Sequence[Article], limit: int) -> list[Article]:
     """At most ``limit`` articles, evenly spaced from the shortest to the longest."""
-    ordered = sorted(articles, key=lambda article: len(article.title) + len(article.content))
+    ordered = sorted(articles, key=lambda article: article.characters)
     n = min(limit, len(ordered))
     return [ordered[(2 * i + 1) * len(ordered) // (2 * n)] for i in range(n)]
 
@@ -189,20 +182,6 @@ def cut(text: str, length: int) -> str:
         return text
     head = text[:length]
     return head[: head.rfind(" ")] if " " in head[length // 2 :] else head
-
-
-def decoded(line: bytes) -> Any:
-    """The JSON of one line, which may begin with a byte order mark. Raises ValueError with the problem and the fix."""
-    if line.startswith(GZIP):
-        raise ValueError("the file is compressed; decompress it first")
-    try:
-        return parse_json(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"invalid UTF-8 at byte {error.start + 1}; save the file as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ValueError(f"invalid JSON at column {error.colno} ({error.msg})") from None
-    except ValueError as error:
-        raise ValueError(f"invalid JSON ({error})") from None
 
 
 def _parse_line(line: bytes, number: int, require_label: bool) -> Article:

@@ -212,27 +212,23 @@ max_length = whole_number(8, 1_000_000)
 seed = whole_number(0, 2**32 - 1000)  # NumPy takes less than 2^32, and --seeds counts on
 
 
-def positive_float(text: str) -> float:
-    """An argparse type: a number above 0 and below 1e100."""
-    value = _number(text)
-    if not 0 < value < 1e100:  # products of larger ones are no numbers
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number above 0 and below 1e100")
-    return value
+def number(wanted: str, allowed: Callable[[float], bool]) -> Callable[[str], float]:
+    """An argparse type: a number that is ``allowed``, which ``wanted`` puts into words."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number {wanted}")
+        return value
+
+    return parse
 
 
-def fraction(text: str) -> float:
-    """An argparse type: a number from 0 up to, but not including, 1."""
-    value = _number(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 0 to below 1")
-    return value
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+positive_float = number("above 0 and below 1e100", lambda x: 0 < x < 1e100)  # products of larger ones are no numbers
+fraction = number("from 0 to below 1", lambda x: 0 <= x < 1)
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

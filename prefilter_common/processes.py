@@ -26,10 +26,10 @@ def is_main_process() -> bool:
 
 def is_first_on_machine() -> bool:
     """Whether this process is the first of a job on its machine."""
-    return _place_on_machine() == 0
+    return _local_rank() == 0
 
 
-def _place_on_machine() -> int:
+def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
@@ -38,7 +38,7 @@ def own_device() -> str:
     import torch
 
     # A launcher may show each process its own GPU alone.
-    return f"cuda:{_place_on_machine() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{_local_rank() % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
 
 
 @cache

@@ -104,7 +104,7 @@ def test_joined_files_and_compressed_ones(tmp_path):
 def test_missing_empty_and_unreadable_files(tmp_path):
     assert "no such file" in error_of(tmp_path / "none.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n \n")
-    assert "no articles" in error_of(tmp_path / "empty.jsonl")
+    assert "no rows" in error_of(tmp_path / "empty.jsonl")
     assert "cannot be read" in error_of(tmp_path)
 
 

@@ -186,7 +186,7 @@ DRAWN = {"title": "", "label": 1, "why": "flagged", "stratum": "flagged: en", "s
 )
 def test_rows_of_two_draws_are_not_one_sample(tmp_path, change):
     rows = [{**DRAWN, "content": "a"}, {**DRAWN, "content": "b", **change}]
-    with pytest.raises(InputError, match=r"article 2 \(.*\) is of another draw than those before it"):
+    with pytest.raises(InputError, match=r"article 2 \(.*\) comes from a different draw than those before it"):
         read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
     assert len(read_audit(write_jsonl(tmp_path / "b.jsonl", [rows[0], {**DRAWN, "content": "b"}])).articles) == 2
 

@@ -23,10 +23,10 @@ from prefilter_common.benchmark.run import take_reference
 from prefilter_common.benchmark.stages.cascade import Cascade
 from prefilter_common.benchmark.timing import Single, Worker
 from prefilter_common.errors import InputError
-from prefilter_common.files import write_json
+from prefilter_common.files import read_record, sha256_of, write_json
 from prefilter_common.models.checkpoints import load_checkpoint
 from prefilter_common.models.contract import Stage
-from prefilter_common.models.directory import ENGINE_FILE, read_contract, read_record, sha256_of, write_contract
+from prefilter_common.models.directory import ENGINE_FILE, read_contract, write_contract
 from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import REFERENCE, EngineName
 from prefilter_common.scoring.engines.pytorch import TorchEngine
@@ -73,7 +73,7 @@ def test_the_rows_the_files_and_the_last_line(run, model, capsys, tmp_path, monk
     assert code == 0
     reference, onnx = result["rows"]
     assert (reference["engine"], reference["relative_speed"], reference["refused"]) == ("pytorch-fp32", 1.0, None)
-    assert reference["parity"]["max_score_difference"] < 1e-6 and onnx["parity"]["max_score_difference"] < 1e-4
+    assert reference["fidelity"]["max_score_difference"] < 1e-6 and onnx["fidelity"]["max_score_difference"] < 1e-4
     for row in result["rows"]:
         assert row["min_ms"] <= row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] <= row["max_ms"]
         assert row["tokenize"]["avg_ms"] + row["forward"]["avg_ms"] == pytest.approx(row["avg_ms"], abs=0.01)
@@ -131,7 +131,7 @@ def test_a_broken_int8_model_is_refused_however_fast(run, model, capsys, monkeyp
     assert result["recommended"] == "pytorch-fp32 64" and recommendation(model)["engine"] == "pytorch-fp32"
     out = capsys.readouterr().out
     assert "refused: onnxruntime-int8 64: " in out
-    assert "in batches, from each of which onnxruntime-int8 takes its scale: alone, an article may score oth" in out
+    assert "in batches: onnxruntime-int8 scales by the whole batch, so an article alone may get another score" in out
     assert str(Scorer.load(model).engine.name) == "pytorch-fp32"
 
 
@@ -180,7 +180,7 @@ def test_the_reference_scores_the_other_texts_once_and_a_line_says_what_scores_n
     monkeypatch.setattr(Worker, "scores", scores)
     code, result = run("--engines", "pytorch-fp32", "--no-stages", "--max-lengths", 64, 16)
     assert code == 0 and asked == [(16, 64)]
-    assert result["rows"][0]["parity"]["points"]["default"]["n"] == 80
+    assert result["rows"][0]["fidelity"]["points"]["default"]["n"] == 80
     lines = [line for line in capsys.readouterr().err.splitlines() if ": scoring" in line]
     assert lines == [f"pytorch-fp32 {n}: scoring in batches of 16" for n in (64, 16)]
 
@@ -251,9 +251,9 @@ def test_the_stages_are_chosen_stored_and_used(run, model, monkeypatch, capsys):
             assert found[0]["ms"] > 0 and all((cost["ms"] is None) == (decides == 1) for cost in found[1:])
             assert (row["gflop_per_article"] == 0) == (decides == 1)  # no forward pass at all
             assert decides == 0 or "F1 at default may be" in row["refused"]
-            assert (row["parity"]["points"]["default"]["changed"] > 0) == (decides == 1)
+            assert (row["fidelity"]["points"]["default"]["changed"] > 0) == (decides == 1)
         # The test set, and of 48 training articles the fourth that no stage was fitted or chosen on.
-        assert [row["parity"]["points"]["default"]["n"] for row in (alone, short, both)] == [16 + 12] * 3
+        assert [row["fidelity"]["points"]["default"]["n"] for row in (alone, short, both)] == [16 + 12] * 3
         assert "pytorch-fp32 64 after first stage + 16 tokens" in capsys.readouterr().out
     record = recommendation(model)
     assert "first stage" not in record["stages"]
@@ -341,12 +341,12 @@ def test_an_engine_and_a_first_pass_refused_on_few_texts_are_accepted_with_traff
     _, more = run(*flags, "--traffic", traffic, data=alone)
     assert more["conditions"]["compared"] == {"test": 16, "traffic": 160, "val": 16}  # each text once
     assert [row["refused"] for row in more["rows"]] == [None] * 4
-    points = [row["parity"]["points"]["default"] for row in more["rows"]]
+    points = [row["fidelity"]["points"]["default"] for row in more["rows"]]
     assert [point["n"] for point in points] == [192, 96, 192, 96] and more["run"]["data"]["traffic"]["rows"] == 320
     # On which texts the stages of an earlier run were fitted is not known.
     monkeypatch.setattr("prefilter_common.benchmark.run.cascade_of", lambda *rest: Cascade((SHORT,), {}))
     _, earlier = run("--engines", "pytorch-fp32", "--traffic", traffic, data=alone)
-    assert [row["parity"]["points"]["default"]["n"] for row in earlier["rows"]] == [176, 16]
+    assert [row["fidelity"]["points"]["default"]["n"] for row in earlier["rows"]] == [176, 16]
 
 
 def test_what_the_stages_were_chosen_on_is_not_read_again(model, data_dir, monkeypatch):
@@ -371,7 +371,7 @@ def test_what_the_model_cannot_read_says_nothing_for_an_engine(run, model, data_
     code, result = run(*flags, data=data)
     assert code == 0 and result["conditions"]["compared"] == {"test": 16}
     assert result["conditions"]["timed_articles"] == 16 and result["conditions"]["unread_articles"] == 160
-    assert [row["parity"]["points"]["default"]["n"] for row in result["rows"]] == [16, 16]
+    assert [row["fidelity"]["points"]["default"]["n"] for row in result["rows"]] == [16, 16]
     assert result["rows"][1]["refused"].startswith("0 of 16 decisions changed at default, so up to ")
     assert "without 160 texts that the model cannot read: with every engine they score 0" in capsys.readouterr().out
     code, _ = run(*flags, data=traffic)

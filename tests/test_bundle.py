@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 from prefilter_common.articles import load_articles
 from prefilter_common.cli import exit_code
 from prefilter_common.errors import InputError
+from prefilter_common.files import sha256_of
 from prefilter_common.models.bundle import deployed, main, pack, unpack
-from prefilter_common.models.directory import CONTRACT_FILE, fingerprints, sha256_of
+from prefilter_common.models.directory import CONTRACT_FILE, fingerprints
 from prefilter_common.scoring import Scorer
 
 CONTRACT = {"input_format": "[TITLE] {title} [CONTENT] {content}", "max_length": 64}

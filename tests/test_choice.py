@@ -147,7 +147,10 @@ def test_labels_of_what_they_dispute_settle_it_and_go_before_the_test_set():
     assert choice["models"]["b"]["source"] == "audit" and choice["models"]["b"]["misses"]["minimum"] == ["f1", "recall"]
     shown = audit((0.95, 0.95), (0.96, 0.95), 30, better="a")
     choice = choose(SLOW_AND_FAST, traffic=traffic(True), audit=shown)
-    assert choice["selected"] == "a" and "by the labelled articles is right more often than b" in choice["reason"]
+    assert (
+        choice["selected"] == "a"
+        and "according to the labelled articles is right more often than b" in choice["reason"]
+    )
 
 
 def test_labels_count_where_the_models_differ_most_unless_they_decide():

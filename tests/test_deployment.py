@@ -14,9 +14,10 @@ import pytest
 from conftest import ROOT, call
 from packaging.requirements import Requirement
 
+from prefilter_common.files import write_json
 from prefilter_common.models.bundle import pack, unpack
 from prefilter_common.models.contract import Stage
-from prefilter_common.models.directory import FIRST_STAGE_FILE, read_contract, write_contract, write_recommendation
+from prefilter_common.models.directory import FIRST_STAGE_FILE, RECOMMENDATION_FILE, read_contract, write_contract
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.engines.conversion import convert
 from prefilter_common.scoring.engines.interface import EngineName
@@ -54,7 +55,7 @@ def deployed(request, tmp_path_factory, trained):
     # It decides texts of more than about 45 tokens.
     stage = Stage("linear", 1.0, 0.0, 0.68, coverage=0.9, sha256=hashlib.sha256(first.content()).hexdigest())
     write_contract(model, replace(read_contract(model), stages=(stage,)))
-    write_recommendation(model, {"engine": str(name), "max_length": 64, "stages": ["first stage"]})
+    write_json(model / RECOMMENDATION_FILE, {"engine": str(name), "max_length": 64, "stages": ["first stage"]})
     pack(model, folder / "tiny.tar")
     unpack(folder / "tiny.tar", folder / "deployed")
     venv.create(folder / "venv", with_pip=False)

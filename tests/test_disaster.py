@@ -51,7 +51,7 @@ def disaster(tmp_path, trained, monkeypatch):
     original = Scorer.load
     monkeypatch.setattr("prefilter_common.evaluation.run.Scorer.load", load)
     monkeypatch.setattr("prefilter_common.evaluation.run._scores", planted)
-    monkeypatch.setattr("prefilter_common.evaluation.run.time_single_articles", lambda *rest: (np.ones(1), np.ones(1)))
+    monkeypatch.setattr("prefilter_common.evaluation.run.time_single_articles", lambda *rest: np.ones(1))
     for name, ms in (("old", 40.0), ("new", 10.0)):
         shutil.copytree(trained / "tiny", tmp_path / "models" / name)
         (tmp_path / "models" / name / "cpu_benchmark.json").write_text(json.dumps({"avg_ms": ms}), encoding="utf-8")

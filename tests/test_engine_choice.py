@@ -9,9 +9,10 @@ import pytest
 
 from prefilter_common.articles import load_articles
 from prefilter_common.errors import InputError
+from prefilter_common.files import sha256_of
 from prefilter_common.models.bundle import pack, unpack
 from prefilter_common.models.contract import Contract, Stage
-from prefilter_common.models.directory import sha256_of, write_contract
+from prefilter_common.models.directory import write_contract
 from prefilter_common.scoring.engines import conversion, interface
 from prefilter_common.scoring.scorer import Scorer
 

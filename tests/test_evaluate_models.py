@@ -304,10 +304,10 @@ def test_the_same_seed_gives_the_same_figures(with_traffic, tmp_path):
         (["--traffic-models", "first", "second"], "pass --traffic FILE"),
         (["--traffic-models", "first", "other", "--traffic", "x"], "name two different ones of"),
         (["--traffic", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
-        (["--target-precision", "1.5"], "'1.5' is not between 0.000001 and 1"),
-        (["--prevalence", "1e-320"], "is not between 0.000001 and 1"),
+        (["--target-precision", "1.5"], "'1.5' is not a number from 0.000001 to below 1"),
+        (["--prevalence", "1e-320"], "is not a number from 0.000001 to below 1"),
         (["--val-data", "{tmp}/commerce.jsonl"], "commerce.jsonl: every article is commerce; both labels are needed"),
-        (["--target-precision", "0"], "'0' is not a number above 0"),
+        (["--target-precision", "0"], "'0' is not a number from 0.000001"),
         (["--cost-of-blocking", "1e300"], "'1e300' is not a number above 0 and below 1e100"),
         (["--seed", "-1"], "is not a whole number from 0"),
     ],
@@ -350,7 +350,7 @@ def test_training_articles_that_were_not_compared_are_a_warning(models_dir, data
     same = warnings("--train-data", data_dir / "train.jsonl")
     assert not any("training articles" in text for text in same)
     n = len(load_articles(test))
-    assert f"{n // 2} of the {n} test articles have the text of another, so that intervals are too narrow" in same
+    assert f"{n // 2} of the {n} test articles have the text of another, so intervals are too narrow" in same
     others = warnings("--train-data", data_dir / "val.jsonl")
     assert any(f"first: trained on {data_dir / 'train.jsonl'}, not on" in text for text in others)
 

@@ -157,7 +157,7 @@ def test_evaluation(tmp_path, trained, data_dir, capsys, error, monkeypatch):
     shutil.copytree(trained, tmp_path / "models")
     flags = ["--models-dir", tmp_path / "models", "--test-data", data_dir / "test.jsonl", "--latency-samples", "1"]
     run = command(evaluate_models, [*flags, "--output", tmp_path / "results"])
-    monkeypatch.setattr("prefilter_common.evaluation.run.time_single_articles", lambda *rest: (np.ones(1), np.ones(1)))
+    monkeypatch.setattr("prefilter_common.evaluation.run.time_single_articles", lambda *rest: np.ones(1))
     assert run() == 0
     expected = visible(tmp_path).keys()
     for code in every_step(tmp_path, error, run, steps=IN_TURN[error]):

@@ -16,9 +16,10 @@ import evaluate_models
 import train_qwen_lora
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
+from prefilter_common.files import read_record
 from prefilter_common.models.checkpoints import Checkpoint, load_base_model, load_checkpoint
 from prefilter_common.models.contract import Contract, Stage
-from prefilter_common.models.directory import cpu_benchmark_ms, fingerprints, read_contract, read_record
+from prefilter_common.models.directory import cpu_benchmark_ms, fingerprints, read_contract
 from prefilter_common.scoring import streaming
 from prefilter_common.scoring.engines import conversion
 from prefilter_common.scoring.engines.interface import EngineName
@@ -361,7 +362,7 @@ def test_a_directory_named_as_a_section_of_the_results(classifiers, tmp_path, da
     shutil.copytree(classifiers["minilm"], models / name)
     shutil.copytree(classifiers["minilm"], models / "good")
     flags = ["--models-dir", models, "--test-data", data_dir / "test.jsonl", "--output", tmp_path / "r"]
-    refused(evaluate_models, flags, models, words=f"{name}: such a name is that of a section of the results; rename it")
+    refused(evaluate_models, flags, models, words=f"{name}: names that begin with _ are reserved")
     assert call(evaluate_models, [*flags, "--models", "good"]) == 0
 
 

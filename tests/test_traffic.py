@@ -168,7 +168,7 @@ def test_equal_rates_are_not_equal_decisions():
     a, b = np.arange(1_000) < 50, (np.arange(1_000) >= 50) & (np.arange(1_000) < 100)
     compared = compare_flags(("a", "b"), a, b, traffic_slices(articles, "en"))
     assert compared["kappa"] < 0 and compared["differ"] and compared["flag_apart"]
-    assert "only 0 of the 100 that either flags are flagged by both" in compared["verdict"]
+    assert "both flag 0 of the 100 articles that at least one flags" in compared["verdict"]
 
 
 def test_5_3_against_2_3_percent_of_300_are_not_alike():

@@ -121,7 +121,7 @@ def test_a_base_model_with_a_sentencepiece_file_alone(tmp_path, tiny_models):
 def test_a_file_that_is_read_more_than_once_is_no_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     source = Source(SPLITS, None, None, False, None, unlabelled=tmp_path / "pipe")
-    with pytest.raises(InputError, match="pipe: is no regular file, and is read more than once"):
+    with pytest.raises(InputError, match="pipe: is not a regular file, and is read more than once"):
         load(source)
 
 

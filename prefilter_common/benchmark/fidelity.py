@@ -171,7 +171,8 @@ def refusal(fidelity: Fidelity, tolerance: Tolerance, reads_less: bool) -> str |
                 else f"no commerce found at {name} to judge it on"
             )
         if point["interval"] is not None and point["interval"][1] <= -tolerance.f1_loss:
-            return f"F1 at {name} is {-100 * (point['f1_difference'] or 0):.1f} points lower, by the labelled articles"
+            lower = -100 * (point["f1_difference"] or 0)
+            return f"F1 at {name} is {lower:.1f} points lower, according to the labelled articles"
         if point["f1_limit"] is not None and point["f1_limit"] <= -tolerance.f1_loss:
             # The fall gets steeper with each change, but by no more than this factor.
             share = tolerance.f1_loss / (1 + tolerance.f1_loss) / (point["f1_per_change"] or 1)

@@ -124,7 +124,7 @@ def report(result: BenchmarkResult) -> str:
         "  (rows with stages: only on those on which no stage was fitted or chosen)"
         + ("" if "traffic" in conditions["compared"] else "; --traffic FILE adds more"),
         *(
-            ["  in batches, from each of which onnxruntime-int8 takes its scale: alone, an article may score otherwise"]
+            ["  in batches: onnxruntime-int8 scales by the whole batch, so an article alone may get another score"]
             if any(row["engine"] == "onnxruntime-int8" for row in rows)
             else []
         ),
@@ -163,13 +163,13 @@ def _speed_cells(row: BenchmarkRow) -> list[str]:
 
 
 def _cost_cells(row: BenchmarkRow, recommended: str) -> list[str]:
-    limits = [point["changed_interval"][1] for point in row["parity"]["points"].values()]
-    changed = [point["changed"] for point in row["parity"]["points"].values()]
+    limits = [point["changed_interval"][1] for point in row["fidelity"]["points"].values()]
+    changed = [point["changed"] for point in row["fidelity"]["points"].values()]
     return [
         f"{name_of(row)} ({row['precision']})",
         "–" if row["f1"] is None else f"{100 * row['f1']:.1f}",
         f"{max(changed):.1%} ≤ {max(limits):.1%}",
-        f"{row['parity']['max_score_difference']:.1g}",
+        f"{row['fidelity']['max_score_difference']:.1g}",
         f"{row['peak_memory_mib']}",
         f"{row['disk_mib']:.0f}",
         f"{row['load_s']:.1f}",

@@ -102,7 +102,7 @@ class BenchmarkRow(WorkerFacts):
     share_of_bound: float | None
     f1: float | None
     f1_interval: list[float] | None
-    parity: Fidelity
+    fidelity: Fidelity
     refused: str | None
 
 
@@ -160,7 +160,7 @@ def row_of(
         "share_of_bound": bound_ms and round(bound_ms / (1000 * float(forward.mean())), 3),
         "f1": f1,
         "f1_interval": f1_interval,
-        "parity": fidelity,
+        "fidelity": fidelity,
         "refused": refused,
     }
 

@@ -152,7 +152,8 @@ def _open(directory: Path, fitted: Path, engine: "EngineName", device: str, thre
     """Load, timed from the first import on."""
     global _scorer, _engine
     start = time.perf_counter()
-    from prefilter_common.models.directory import ENGINE_FILE, read_contract, sha256_of
+    from prefilter_common.files import sha256_of
+    from prefilter_common.models.directory import ENGINE_FILE, read_contract
     from prefilter_common.scoring.scorer import Scorer
 
     _scorer = Scorer.load(directory, device if engine.library == "pytorch" else None, engine, threads)

@@ -26,7 +26,7 @@ from prefilter_common.articles import UNKNOWN, Article
 from prefilter_common.cli import Parser, configure_logging, exit_code, fraction, positive_float, printable
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.slices import CHARACTER_EDGES, buckets, characters
-from prefilter_common.files import parse_json
+from prefilter_common.files import decoded, numbered_lines
 from prefilter_common.language import languages, primary
 from prefilter_common.statistics.intervals import effective_size, ratio_interval, stability_index
 from prefilter_common.statistics.metrics import as_interval
@@ -120,8 +120,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def read_traffic(path: Path, threshold: float) -> Traffic:
     """What all rows of a file have. Raises InputError with file and line."""
     rows = list(_rows(path))
-    if not rows:
-        raise InputError(f"{path}: contains no rows; expected one JSON object per line")
     scores = flags = None
     if all("score" in row for row in rows):
         scores = np.array([row["score"] for row in rows], float)
@@ -150,20 +148,11 @@ def _size(texts: Iterable[Hashable]) -> float:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        # Not splitlines: a JSON string may contain a line separator of Unicode as it is.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); check the file") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
-            row = parse_json(line)
+            row = decoded(line)
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: invalid JSON ({error}); fix or delete it") from None
+            raise InputError(f"{path}, line {number}: {error}; fix or delete it") from None
         score = row.get("score", 0.0) if isinstance(row, dict) else None
         if not isinstance(score, (int, float)) or not 0 <= score <= 1:
             raise InputError(f'{path}, line {number}: needs a JSON object whose "score" is a number from 0 to 1')

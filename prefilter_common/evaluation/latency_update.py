@@ -30,7 +30,7 @@ def refresh_latency(output: Path, directory: Path, record: Mapping[str, Any]) ->
     except (OSError, ValueError, KeyError, TypeError):
         return False
     if not same:
-        log.warning(f"{path}: is of another {model}, whose latency this is not")
+        log.warning(f"{path}: holds results of a different {model}; its latency was not updated")
         return False
     found[model] |= {"cpu_benchmark_ms": record["avg_ms"], **benchmarked(record)}
     found["models"] = {name: found.pop(name) for name in list(found) if not name.startswith("_")}

@@ -16,8 +16,9 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.sections import Scored
-from prefilter_common.evaluation.traffic.coverage import distinct_texts
-from prefilter_common.models.directory import RUN_FILE, read_record
+from prefilter_common.evaluation.traffic.coverage import distinct_texts, plain_text
+from prefilter_common.files import read_record
+from prefilter_common.models.directory import RUN_FILE
 from prefilter_common.statistics.metrics import ThresholdMetrics, threshold_metrics
 
 # Unrelated web pages of one language reach 0.45, pages generated from one template 0.5 to 0.7.
@@ -97,7 +98,7 @@ def integrity_section(
         "n_exact": kinds.count("exact"),
         "n_near": kinds.count("near"),
         "n_contained": kinds.count("contained"),
-        "n_too_short": sum(len(_shingles(text)) < MIN_SHINGLES for text in _texts(articles, None)),
+        "n_too_short": sum(len(_shingles(plain_text(a))) < MIN_SHINGLES for a in articles),
         "not_found": NOT_FOUND,
         "shared": shared,
         "others": others,
@@ -110,7 +111,7 @@ def repetition_warnings(test: Sequence[Article]) -> list[str]:
     n = len(test) - len(distinct_texts(test)[0])
     if not n:
         return []
-    return [f"{n} of the {len(test)} test articles have the text of another, so that intervals are too narrow"]
+    return [f"{n} of the {len(test)} test articles have the text of another, so intervals are too narrow"]
 
 
 def training_warnings(directories: Sequence[Path], train: Mapping[str, Any] | None) -> list[str]:
@@ -121,8 +122,8 @@ def training_warnings(directories: Sequence[Path], train: Mapping[str, Any] | No
     """
     if train is None:
         return [
-            "no training articles were read, so none was looked for among the test articles or the audited ones: pass "
-            "--train-data"
+            "no training articles were read, so the test and the audited articles were not checked for copies of them: "
+            "pass --train-data"
         ]
     others: dict[str, list[str]] = {}
     for directory in directories:
@@ -133,7 +134,7 @@ def training_warnings(directories: Sequence[Path], train: Mapping[str, Any] | No
         except (InputError, KeyError, TypeError):
             continue  # not trained here, or by an earlier version
     return [
-        f"{', '.join(names)}: trained on {file}, not on {train['file']}, so that test articles may be among their own "
+        f"{', '.join(names)}: trained on {file}, not on {train['file']}, so test articles may be among their own "
         "training articles: pass --train-data"
         for file, names in others.items()
     ]
@@ -151,15 +152,16 @@ def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[S
         analyzer="char_wb", ngram_range=(5, 5), binary=True, alternate_sign=False, dtype=np.float32, n_features=2**22
     )
     # Transposed once: scipy's product would otherwise visit every column, of which there is one per hash.
-    seen = csr_matrix(vectorizer.transform(_texts(train, 5_000))).T.tocsr()
-    exact = {_plain(text): a for text, a in zip(_texts(train, None), train, strict=True)}
-    contained = _containment(_texts(train, None), _texts(test, None))
+    seen = csr_matrix(vectorizer.transform(_beginnings(train))).T.tocsr()
+    known, plain = ([plain_text(a) for a in articles] for articles in (train, test))
+    exact = dict(zip(known, train, strict=True))
+    contained = _containment(known, plain)
     found: list[SharedArticle] = []
     for start in range(0, len(test), COMPARED_AT_ONCE):
         part = test[start : start + COMPARED_AT_ONCE]
-        similar = vectorizer.transform(_texts(part, 5_000)) @ seen
+        similar = vectorizer.transform(_beginnings(part)) @ seen
         for position, (article, row) in enumerate(zip(part, similar, strict=True), start=start):
-            twin = exact.get(_plain(f"{article.title} {article.content}"))
+            twin = exact.get(plain[position])
             cosine = float(row.data.max()) if row.nnz else 0.0
             share, source = contained[position]
             if twin is not None:
@@ -179,7 +181,10 @@ def shared_articles(train: Sequence[Article], test: Sequence[Article]) -> list[S
 
 def _containment(train: Sequence[str], test: Sequence[str]) -> list[tuple[float, int]]:
     """For each test text the largest share of the shorter text's shingles that it has in common with a training text,
-    and which; (0, 0) for a text too short to tell. Only the shingles of the test texts are kept in memory."""
+    and which; (0, 0) for a text too short to tell. All are ``plain_text``.
+
+    Only the shingles of the test texts are kept in memory.
+    """
     ours = [_shingles(text) for text in test]
     sizes = np.array([len(shingles) for shingles in ours])
     owners = np.repeat(np.arange(len(test)), sizes)
@@ -205,18 +210,14 @@ def _containment(train: Sequence[str], test: Sequence[str]) -> list[tuple[float,
 
 def _shingles(text: str) -> np.ndarray:
     """The distinct hashes of all sequences of 12 characters, sorted."""
-    codes = np.frombuffer(_plain(text).encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
+    codes = np.frombuffer(text.encode("utf-32-le", "replace"), np.uint32).astype(np.uint64)
     if len(codes) < PHRASE_LENGTH:
         return np.empty(0, np.uint64)
     hashes = np.zeros(len(codes) - PHRASE_LENGTH + 1, np.uint64)
-    for i in range(PHRASE_LENGTH):  # arithmetic modulo 2^64
+    for i in range(PHRASE_LENGTH):  # a polynomial modulo 2^64, in the prime of 64-bit FNV hashes
         hashes = hashes * np.uint64(1_099_511_628_211) + codes[i : len(codes) - PHRASE_LENGTH + 1 + i]
     return np.unique(hashes)
 
 
-def _plain(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def _texts(articles: Sequence[Article], limit: int | None) -> list[str]:
-    return [f"{a.title} {a.content}"[:limit] for a in articles]
+def _beginnings(articles: Sequence[Article]) -> list[str]:
+    return [f"{a.title} {a.content}"[:5_000] for a in articles]

@@ -7,7 +7,7 @@ import numpy as np
 
 from prefilter_common.articles import JOURNALISM, Article, labels_of
 from prefilter_common.evaluation.sections import Scored
-from prefilter_common.evaluation.slices import MIN_ARTICLES, article_slices, crossed_slices
+from prefilter_common.evaluation.slices import MIN_ARTICLES, language_and_length_slices
 from prefilter_common.evaluation.traffic.audit import AuditSection
 from prefilter_common.evaluation.traffic.rows import FlagRate
 from prefilter_common.evaluation.traffic.section import TrafficSection
@@ -231,7 +231,7 @@ def blocked_by_slice(test: Sequence[Article], model: Scored) -> list[BlockedRow]
     """Share of the journalism that is blocked, by language, by length and by both at once, the worst first."""
     journalism, blocked = labels_of(test) == JOURNALISM, model.decisions
     rows: list[BlockedRow] = []
-    for part in [*(p for p in article_slices(test) if p.by != "source"), *crossed_slices(test)]:
+    for part in language_and_length_slices(test):
         n, k = int((part.members & journalism).sum()), int((part.members & journalism & blocked).sum())
         if n:
             rows.append({

@@ -153,14 +153,14 @@ def evaluate(directory: Path, data: Data, options: Options) -> tuple[Scored, Mod
     row: ModelRow | None = None
     stored = read_contract(directory) or contract  # that of the scorer has no stages
     if is_main_process():  # only one process measures; the rest wait
-        tokenize, forward = time_single_articles(scorer, spread_by_length(data.test, options.latency_samples))
-        latency = latency_summary(tokenize + forward)
+        seconds = time_single_articles(scorer, spread_by_length(data.test, options.latency_samples))
+        latency = latency_summary(seconds)
         row = {
             **sections.model_row(data.test, model, options.seed, data.train),
             "avg_inference_ms": latency["avg_ms"],
             "p50_inference_ms": latency["p50_ms"],
             "p95_inference_ms": latency["p95_ms"],
-            "latency_articles": len(forward),
+            "latency_articles": len(seconds),
             "files": fingerprints(directory),
             "cpu_benchmark_ms": cpu_benchmark_ms(directory, stored.with_thresholds(model.thresholds)),
             **sections.benchmarked(read_recommendation(directory) or {}),

@@ -183,7 +183,7 @@ def worst_errors(articles: Sequence[Article], model: Scored) -> list[WrongArticl
             "score": round(float(model.scores[i]), 4),
             "language": articles[i].language,
             "source": articles[i].source,
-            "characters": len(articles[i].title) + len(articles[i].content),
+            "characters": articles[i].characters,
             "title": articles[i].title[:300],
             "content": articles[i].content[:MAX_ERROR_TEXT],
         }

@@ -62,7 +62,7 @@ class WorstSlice(TypedDict):
 
 def characters(articles: Sequence[Article]) -> np.ndarray:
     """(n,) characters of title and content together."""
-    return np.array([len(a.title) + len(a.content) for a in articles])
+    return np.array([a.characters for a in articles])
 
 
 def buckets(values: np.ndarray, edges: Sequence[int]) -> list[str]:
@@ -87,11 +87,6 @@ def length_and_language(articles: Sequence[Article]) -> list[str]:
     ]
 
 
-def crossed_slices(articles: Sequence[Article]) -> list[Slice]:
-    """By language and length at once, the largest first."""
-    return slices_by(CROSSED, length_and_language(articles))
-
-
 def slices_by(by: str, values: Sequence[str]) -> list[Slice]:
     """One slice for each value, the largest first."""
     present, index, counts = np.unique(np.asarray(values, object).astype(str), return_inverse=True, return_counts=True)
@@ -106,6 +101,12 @@ def article_slices(articles: Sequence[Article]) -> list[Slice]:
         *length_slices("characters", characters(articles), CHARACTER_EDGES),
         *slices_by("source", [a.source or UNKNOWN for a in articles]),
     ]
+
+
+def language_and_length_slices(articles: Sequence[Article]) -> list[Slice]:
+    """By language, by characters, and by language and length at once."""
+    by_one = [part for part in article_slices(articles) if part.by != "source"]
+    return [*by_one, *slices_by(CROSSED, length_and_language(articles))]
 
 
 def held_out_slices(articles: Sequence[Article], train: Sequence[Article]) -> list[Slice]:

@@ -22,7 +22,7 @@ from typing import IO, TypedDict
 
 from prefilter_common.cli import Parser, configure_logging, exit_code
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json, resolved
+from prefilter_common.files import parse_json, resolved, sha256_of
 from prefilter_common.models.base_models import one_line
 from prefilter_common.models.directory import (
     CARD_FILE,
@@ -40,7 +40,6 @@ from prefilter_common.models.directory import (
     read_contract,
     read_recommendation,
     require_model_output,
-    sha256_of,
 )
 from prefilter_common.outputs import new_directory, partial_name, require_files
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from prefilter_common.articles import LABEL_NAMES
 from prefilter_common.errors import InputError
+from prefilter_common.files import read_record, sha256_of
 from prefilter_common.models.base_models import locate_base, named_errors, require_checkpoint
 from prefilter_common.models.checks import (
     check_finite,
@@ -30,7 +31,7 @@ from prefilter_common.models.checks import (
     check_vocabulary,
 )
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import read_contract, read_record, sha256_of, write_contract
+from prefilter_common.models.directory import read_contract, write_contract
 
 HEADS = ("score.weight", "classifier.weight", "classifier.out_proj.weight")
 TOKENIZER_FILE = "tokenizer.json"

@@ -8,7 +8,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prefilter_common.articles import COMMERCE, LABEL_NAMES
 from prefilter_common.errors import InputError
-from prefilter_common.models.directory import sha256_of
+from prefilter_common.files import sha256_of
 
 # A vocabulary may be rounded up for speed (Qwen2.5: 271 embeddings more than tokens), not by more than this.
 MAX_UNUSED_EMBEDDINGS = 0.1

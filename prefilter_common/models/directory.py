@@ -12,7 +12,6 @@
 A directory of an earlier script has only some of these, or none.
 """
 
-import hashlib
 import logging
 import os
 import re
@@ -26,7 +25,7 @@ import numpy as np
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json, write_json, write_json_lines
+from prefilter_common.files import parse_json, read_record, sha256_of, write_json, write_json_lines
 from prefilter_common.models.contract import ENCODER, Contract, Stage
 from prefilter_common.outputs import require_free
 
@@ -81,7 +80,8 @@ def model_directories(models_dir: Path, names: Iterable[str] | None = None) -> l
         there = ", ".join(path.name for path in found)
         raise InputError(f"{models_dir}: has no {', '.join(sorted(missing))}; it has {there}")
     if reserved := [name for name in sorted(wanted) if name.startswith("_")]:
-        raise InputError(f"{models_dir / reserved[0]}: such a name is that of a section of the results; rename it")
+        name = models_dir / reserved[0]
+        raise InputError(f"{name}: names that begin with _ are reserved for sections of the results; rename it")
     return [path for path in found if path.name in wanted]
 
 
@@ -111,27 +111,6 @@ def is_model(directory: Path) -> bool:
         return any("ForSequenceClassification" in name for name in config["architectures"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError, in one line, for whatever else is there."""
-    try:
-        found = parse_json(path.read_text(encoding="utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: invalid UTF-8 at byte {error.start + 1}; copy the file again") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-    except ValueError as error:
-        raise InputError(f"{path}: invalid JSON ({error}); copy the file again") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: contains no JSON object; copy the file again")
-    return found
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_contract(directory: Path) -> Contract | None:
@@ -208,11 +187,6 @@ def recommended_stages(found: Mapping[str, Any], contract: Contract) -> tuple[St
         return tuple(s for s in contract.stages if passes == 2 and s.reader == ENCODER) if passes in (1, 2) else None
     names = found["stages"]
     return tuple(stage for stage in contract.stages if stage.name in names) if isinstance(names, list) else None
-
-
-def write_recommendation(directory: Path, row: Recommendation) -> None:
-    """Write ``cpu_benchmark.json``."""
-    write_json(directory / RECOMMENDATION_FILE, row)
 
 
 def cpu_benchmark_ms(directory: Path, contract: Contract) -> float | None:

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from prefilter_common.errors import InputError
-from prefilter_common.files import write_json, write_text
+from prefilter_common.files import read_record, write_json, write_text
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import CARD_FILE, METRICS_FILE, RUN_FILE, VALIDATION_FILE, read_record
+from prefilter_common.models.directory import CARD_FILE, METRICS_FILE, RUN_FILE, VALIDATION_FILE
 from prefilter_common.models.packaged_encoder import PACKAGED_ENCODER
 from prefilter_common.runinfo import RunInfo
 

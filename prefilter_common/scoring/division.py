@@ -1,13 +1,12 @@
 """Divide the articles of a scored file into those that pass, those that are blocked, and those that models dispute."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
-from prefilter_common.articles import BYTE_ORDER_MARK, decoded
-from prefilter_common.scoring.rows import ScoreRow, differs
+from prefilter_common.files import decoded, numbered_lines
+from prefilter_common.scoring.rows import differs
 
 
 def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
@@ -23,8 +22,8 @@ def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
             part: stack.enter_context(path.open("w", encoding="utf-8", errors="replace", newline="\n"))
             for part, path in parts.items()
         }
-        scored: Iterator[ScoreRow] = _records(rows)
-        for record, row in zip(_records(articles), scored, strict=True):
+        records, scored = ((decoded(line) for _, line in numbered_lines(path)) for path in (articles, rows))
+        for record, row in zip(records, scored, strict=True):
             record["prefilter_score"] = row["score"]
             belongs = {"blocked" if row["is_commerce"] else "passed"}
             if "shadow_score" in row:
@@ -34,10 +33,3 @@ def write_parts(articles: Path, rows: Path, parts: Mapping[str, Path]) -> None:
             line = json.dumps(record, ensure_ascii=False) + "\n"
             for part in belongs & out.keys():
                 out[part].write(line)
-
-
-def _records(path: Path) -> Iterator[Any]:
-    with path.open("rb") as lines:
-        for line in lines:
-            if line.removeprefix(BYTE_ORDER_MARK).strip():
-                yield decoded(line)

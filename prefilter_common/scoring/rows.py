@@ -182,7 +182,7 @@ def score_rows(run: Run, articles: Sequence[Article]) -> list[ScoreRow]:
             "score": round(score, 6),
             "is_commerce": is_commerce,
             "language": article.language,
-            "characters": len(article.title) + len(article.content),
+            "characters": article.characters,
         }
         for article, score, is_commerce in zip(articles, scores, flags, strict=True)
     ]
@@ -206,7 +206,7 @@ def chunks(articles: Iterable[Article]) -> Iterator[list[Article]]:
     chunk, characters = [], 0
     for article in articles:
         chunk.append(replace(article, extra={}))
-        characters += len(article.title) + len(article.content)
+        characters += article.characters
         if len(chunk) >= CHUNK or characters >= CHUNK_CHARACTERS:
             yield chunk
             chunk, characters = [], 0

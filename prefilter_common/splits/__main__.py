@@ -14,7 +14,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefilter_common.cli import Parser, configure_logging, exit_code, seed, table
+from prefilter_common.cli import Parser, configure_logging, exit_code, number, seed, table
 from prefilter_common.splits.cleaning import ScoreRule
 
 if TYPE_CHECKING:
@@ -213,20 +213,10 @@ def add_rule(parser: argparse.ArgumentParser) -> Any:
     """Add the flags of the score rule. Returns their group, to which callers may add more flags."""
     rule = parser.add_argument_group("score rule, 0 to 10")
     low, high = ScoreRule().journalism_below, ScoreRule().commerce_from
+    score = number("from 0 to 10", lambda x: 0 <= x <= 10)
     rule.add_argument("--commerce-from", type=score, default=high, metavar="S", help="lowest score that means commerce")
     rule.add_argument("--journalism-below", type=score, default=low, metavar="S", help="lower scores mean journalism")
     return rule
-
-
-def score(text: str) -> float:
-    """An argparse type: a number from 0 to 10."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value <= 10:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a number from 0 to 10")
-    return value
 
 
 def day(text: str) -> date:

@@ -12,8 +12,9 @@ from typing import Any, TypedDict
 import ftfy
 from inscriptis import get_text
 
-from prefilter_common.articles import COMMERCE, JOURNALISM, Article, decoded
+from prefilter_common.articles import COMMERCE, JOURNALISM, Article
 from prefilter_common.errors import InputError
+from prefilter_common.files import decoded, numbered_lines
 
 INVALID, NO_TEXT, NO_SCORE, MIDDLE, REPEATED = (
     "invalid line", "missing text", "no score", "score in the middle", "repeated row",
@@ -46,7 +47,7 @@ class ScoreRule:
 
     def __post_init__(self) -> None:
         if self.journalism_below > self.commerce_from:
-            raise InputError("--journalism-below is above --commerce-from, so that some scores would be both; lower it")
+            raise InputError("--journalism-below is above --commerce-from, so some scores would be both; lower it")
 
     def label(self, score: float | None) -> int | None:
         """The label of a score; None between the two thresholds, or without a score."""
@@ -97,19 +98,8 @@ class CleaningRow(RowFate):
 def read_rows(paths: Sequence[Path]) -> Iterator[Row]:
     """One cleaned row per non-blank line. Raises InputError for a file that is empty or cannot be read."""
     for path in paths:
-        seen = False
-        try:
-            with path.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if line.strip():
-                        seen = True
-                        yield read_row(str(path), number, line)
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file; check the path") from None
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
-        if not seen:
-            raise InputError(f"{path}: contains no articles; expected one JSON object per line")
+        for number, line in numbered_lines(path):
+            yield read_row(str(path), number, line)
 
 
 def read_row(file: str, number: int, line: bytes) -> Row:

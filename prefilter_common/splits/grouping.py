@@ -58,8 +58,7 @@ class Division:
 
 def length_name(article: Article) -> str:
     """``<250``, ``250-999`` or ``1000+`` characters."""
-    characters = len(article.title) + len(article.content)
-    return next((name for limit, name in LENGTHS if characters < limit), LONGEST)
+    return next((name for limit, name in LENGTHS if article.characters < limit), LONGEST)
 
 
 def divide(
@@ -185,7 +184,7 @@ def published(article: Article) -> date | None:
         if not isinstance(value, str):
             continue
         for parse in (datetime.fromisoformat, parsedate_to_datetime):
-            with suppress(ValueError, TypeError):
+            with suppress(ValueError, TypeError, OverflowError):
                 return parse(value.strip()).date()
     return None
 

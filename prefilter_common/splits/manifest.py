@@ -11,10 +11,9 @@ from typing import Any, TypedDict
 
 from prefilter_common.articles import LABEL_NAMES, UNKNOWN, Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json, write_json, write_json_lines
-from prefilter_common.models.directory import read_record
+from prefilter_common.files import parse_json, read_record, sha256_of, write_json, write_json_lines
 from prefilter_common.outputs import new_directory, require_free
-from prefilter_common.runinfo import FileFingerprint, commit, file_fingerprint
+from prefilter_common.runinfo import FileFingerprint, commit
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.cleaning import CleaningRow, Row, report_of
 from prefilter_common.splits.grouping import ClusterCounts, PreviousCounts, length_name
@@ -198,7 +197,7 @@ def write_folder(
 def file_hashes(folder: Path) -> dict[str, str]:
     """The name and the sha256 of each file in a folder that a build or a merge writes."""
     paths = [folder / name for name in sorted(FILES)]
-    return {path.name: file_fingerprint(path)["sha256"] for path in paths if path.is_file()}
+    return {path.name: sha256_of(path) for path in paths if path.is_file()}
 
 
 def read_report(folder: Path) -> list[CleaningRow]:

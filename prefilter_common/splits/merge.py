@@ -9,7 +9,7 @@ from pathlib import Path
 
 from prefilter_common.articles import Article, load_articles
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json
+from prefilter_common.files import BYTE_ORDER_MARK, parse_json
 from prefilter_common.runinfo import file_fingerprint
 from prefilter_common.splits.assignment import NAMES
 from prefilter_common.splits.build import drop_repeated, log_discarded, with_own_ids
@@ -108,7 +108,7 @@ def read_contents(folder: Path) -> dict[str, bytes]:
 def parse(path: Path, content: bytes) -> list[Article]:
     """The articles in a split's file, one per non-blank line. Raises InputError for a bad line."""
     lines = enumerate(content.split(b"\n"), start=1)
-    return all_articles(read_row(str(path), i, line) for i, line in lines if line.strip())
+    return all_articles(read_row(str(path), i, line) for i, line in lines if line.removeprefix(BYTE_ORDER_MARK).strip())
 
 
 def discard_unanswered(rows: Iterable[Row]) -> list[Row]:
@@ -206,7 +206,7 @@ def twins_of(articles: Sequence[Article], train: Sequence[Article]) -> list[int 
 
 def correct(content: bytes, articles: Sequence[Article], answers: Mapping[int, int]) -> tuple[bytes, list[Article]]:
     """The training file with corrected labels, and its articles. A corrected article loses its score."""
-    lines = [line for line in content.split(b"\n") if line.strip()]
+    lines = [line for line in content.split(b"\n") if line.removeprefix(BYTE_ORDER_MARK).strip()]
     corrected = list(articles)
     for place, label in answers.items():
         record = parse_json(lines[place].decode("utf-8-sig"))

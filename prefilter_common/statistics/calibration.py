@@ -15,7 +15,10 @@ LOWEST, HIGHEST = 0.05, 20.0
 
 
 class Bin(TypedDict):
-    """The articles whose score lies in [``low``, ``high``): mean score, and share of commerce with its interval."""
+    """The articles whose score lies in [``low``, ``high``): mean score, and share of commerce with its interval.
+
+    The last bin includes 1.0.
+    """
 
     low: float
     high: float

@@ -78,7 +78,7 @@ def load(source: Source) -> Data:
         require_checkpoint(directory)
     for path in source.files.values():
         if path.exists() and not path.is_file():
-            raise InputError(f"{path}: is no regular file, and is read more than once; write its rows to one")
+            raise InputError(f"{path}: is not a regular file, and is read more than once; save its rows to one first")
     whole = load_split(source.data_dir, "train")
     train = capped(whole, source.max_train_samples)
     val = capped(load_split(source.data_dir, "val"), source.max_val_samples)

@@ -168,7 +168,7 @@ def trained_weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _training_arguments(recipe: Recipe, saver: CheckpointSaver, metric: str) -> TrainingArguments:
-    # Else the launcher's configuration would decide what fp32 is.
+    # Otherwise the launcher's configuration would decide what fp32 is.
     os.environ["ACCELERATE_MIXED_PRECISION"] = {"fp32": "no"}.get(recipe.precision, recipe.precision)
     args = TrainingArguments(
         output_dir=str(saver.folder),

@@ -40,7 +40,8 @@ RESOLVED = {
 class Job:
     """What to train on what: a base model, the articles, and the directory to write.
 
-    ``flags`` are all of the script's, by name, with their defaults filled in.
+    ``flags`` are all of the script's, by name, with their defaults filled in; ``argv`` are the arguments of its
+    ``main``, None for those of this process.
     """
 
     model: str
@@ -50,14 +51,15 @@ class Job:
     resume: bool
     checkpoint_minutes: float
     flags: Mapping[str, Any]
+    argv: Sequence[str] | None
 
     @classmethod
-    def from_args(cls, args: argparse.Namespace) -> "Job":
+    def from_args(cls, args: argparse.Namespace, argv: Sequence[str] | None) -> "Job":
         """From the flags of ``add_training_arguments``, ``model``, ``output`` and ``overwrite``."""
         flags = dict(vars(args))
         source = Source(**{field.name: flags[field.name] for field in fields(Source) if field.name in flags})
         own = {field.name: flags[field.name] for field in fields(cls) if field.name in flags}
-        return cls(**own, source=source, flags=flags)
+        return cls(**own, source=source, flags=flags, argv=argv)
 
 
 class BaseModelRecord(TypedDict):
@@ -79,13 +81,13 @@ class TrainingRun(RunInfo):
     repeat: str
 
 
-def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint", argv: Sequence[str] | None) -> TrainingRun:
+def provenance(job: Job, recipe: Recipe, checkpoint: "Checkpoint") -> TrainingRun:
     """What is made from ``checkpoint``, as it is before training."""
     from prefilter_common.training.interruption.resume import base_model_digest
 
     splits = [job.source.files[role] for role in ("train", "val")]
     return {
-        **run_info(argv, job.source.files),
+        **run_info(job.argv, job.source.files),
         "manifest": manifest_record(splits),
         "base_model": {
             "name": job.model,

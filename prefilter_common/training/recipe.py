@@ -119,5 +119,5 @@ def add_training_arguments(parser: argparse.ArgumentParser, defaults: Recipe) ->
         type=positive_float,
         default=10,
         metavar="N",
-        help="minutes between checkpoints; there is one after each epoch too",
+        help="minutes between checkpoints; one is also saved after each epoch",
     )

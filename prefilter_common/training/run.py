@@ -40,11 +40,10 @@ class Trained:
     run: TrainingRun
 
 
-def train_model_directory(job: Job, recipe: Recipe, argv: Sequence[str] | None, adapt: "Adapt | None" = None) -> None:
+def train_model_directory(job: Job, recipe: Recipe, adapt: "Adapt | None" = None) -> None:
     """Check the input, load the base model, fine-tune it, write ``job.output``, print the summary line.
 
     Args:
-        argv: the arguments of the script's ``main``, for the record.
         adapt: changes the base model before training, for instance by adding an adapter.
 
     Raises:
@@ -62,7 +61,7 @@ def train_model_directory(job: Job, recipe: Recipe, argv: Sequence[str] | None, 
     with checkpoint_folder(job.output) as folder:
         with named_failures(recipe, folder), shared_directory(job.output, job.overwrite) as directory:
             train_all = train if recipe.seeds == 1 else train_seeds
-            trained = train_all(job, recipe, data, folder, argv, adapt)
+            trained = train_all(job, recipe, data, folder, adapt)
             if is_main_process():
                 checkpoint = calibrate(trained.checkpoint, data.val, directory, 2 * recipe.batch_size)
                 save_model_directory(directory, job.output, checkpoint, trained.metrics, trained.run)
@@ -73,7 +72,7 @@ def train_model_directory(job: Job, recipe: Recipe, argv: Sequence[str] | None, 
 
 
 def train(
-    job: Job, recipe: Recipe, data: Data, folder: Path, argv: Sequence[str] | None, adapt: "Adapt | None",
+    job: Job, recipe: Recipe, data: Data, folder: Path, adapt: "Adapt | None",
     stale: Sequence[Path] = (),
 ) -> Trained:  # fmt: skip
     """Fine-tune one model, whose checkpoints go into ``folder``, or continue the newest of them."""
@@ -87,7 +86,7 @@ def train(
         checkpoint = keep_tokens_of(checkpoint, [*data.articles, *data.val, *data.vocabulary])
     if adapt is not None:
         checkpoint = adapt(checkpoint)
-    run = provenance(job, recipe, checkpoint, argv)
+    run = provenance(job, recipe, checkpoint)
     settings = settings_to_continue(job, recipe, run)
     start, others = starting_point(folder, settings, job.resume)
     saver = CheckpointSaver(folder, settings, job.checkpoint_minutes, start, [*stale, *others])
@@ -106,9 +105,7 @@ def keep_tokens_of(checkpoint: "Checkpoint", articles: Sequence[Article]) -> "Ch
     return small
 
 
-def train_seeds(
-    job: Job, recipe: Recipe, data: Data, folder: Path, argv: Sequence[str] | None, adapt: "Adapt | None"
-) -> Trained:
+def train_seeds(job: Job, recipe: Recipe, data: Data, folder: Path, adapt: "Adapt | None") -> Trained:
     """Fine-tune ``recipe.seeds`` models; keep the mean of their weights or, where that does harm, the best of them.
 
     The mean is a model soup (Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). The best of several on validation
@@ -123,7 +120,7 @@ def train_seeds(
     seeds = range(recipe.seed, recipe.seed + recipe.seeds)
     for seed in seeds:
         log.info(f"seed {seed}")
-        one = train(job, replace(recipe, seed=seed), data, seed_folder(folder, seed), argv, adapt, stale)
+        one = train(job, replace(recipe, seed=seed), data, seed_folder(folder, seed), adapt, stale)
         stale = []
         metrics.append(one.metrics)
         runs.append(one.run)

@@ -109,8 +109,8 @@ def _unexplained(
         file = queues.get(favourite)
         where = f" in {part}" if part else ""
         if better == other:
-            misses = ", ".join(shown(key) for key in assessed[other]["misses"]["minimum"])
-            suspect = f"{point['verdict']}, and by the labelled articles {other} is right more often"
+            misses = ", ".join(measure_name(key) for key in assessed[other]["misses"]["minimum"])
+            suspect = f"{point['verdict']}, and according to the labelled articles {other} is right more often"
             suspect += f", though it misses the minimum for {misses}" if misses else ""
             remedy = "add the labelled articles to the training articles, and train both models again"
         else:
@@ -193,6 +193,6 @@ def _row_of(point: PointComparison, part: str | None) -> FlagRow:
     return next((row for row in point["slices"] if f"{row['by']} {row['value']}" == part), point)
 
 
-def shown(key: str) -> str:
+def measure_name(key: str) -> str:
     """A measure as a reader knows it."""
     return {"f1": "F1", "cpu_ms": "CPU latency"}.get(key, key)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
-from prefilter_common.evaluation.choice.objections import Assessment, Objection, differing, objections_to, shown
+from prefilter_common.evaluation.choice.objections import Assessment, Objection, differing, measure_name, objections_to
 from prefilter_common.evaluation.traffic.audit import AuditedModel, AuditSection, PairAudit
 from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.statistics.comparison import Comparison
@@ -85,8 +85,8 @@ def choose(
     candidates: list[Candidate] = [{"model": name, **row} for name, row in assessed.items()]
     criteria = {key: {"minimum": float(low), "target": float(high)} for key, (low, high) in CRITERIA.items()}
     passing = [c for c in candidates if c["tier"] != "none"]
-    shown = [_beaten(pair) for pair in (audit["pairs"] if audit else ()) if pair["better"]]
-    worse = {loser for winner, loser in shown if assessed[winner]["tier"] != "none"}
+    decided = [_beaten(pair) for pair in (audit["pairs"] if audit else ()) if pair["better"]]
+    worse = {loser for winner, loser in decided if assessed[winner]["tier"] != "none"}
     passing = [c for c in passing if c["model"] not in worse] or passing
     if not passing:
         return {
@@ -99,8 +99,8 @@ def choose(
     unlike = timed_on if len(set(timed_on.values())) > 1 else {}
     best, by_speed = _favourite(rivals, bool(unlike or differing(traffic, {c["model"] for c in rivals})))
     objections = objections_to(best["model"], set(models), assessed, comparison, traffic, audit, queues or {})
-    better_than = [c["model"] for c in candidates if (best["model"], c["model"]) in shown and c["tier"] != "none"]
-    unfit = [c for c in candidates if (c["model"], best["model"]) in shown and c["tier"] == "none"]
+    better_than = [c["model"] for c in candidates if (best["model"], c["model"]) in decided and c["tier"] != "none"]
+    unfit = [c for c in candidates if (c["model"], best["model"]) in decided and c["tier"] == "none"]
     reason = _reason(best, rivals, better_than, len(models), by_speed)
     return {
         "selected": None if objections else best["model"],
@@ -181,14 +181,14 @@ def _reason(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str],
     where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)})"
     if best["tier"] == "target":
         return f"{where} meets every target that was measured{lead}."
-    missed = ", ".join(shown(key) for key in best["misses"]["target"])
+    missed = ", ".join(measure_name(key) for key in best["misses"]["target"])
     return f"{where} meets the minimum{lead}, though not the target for {missed}."
 
 
 def _lead(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
     """What sets it apart from the others that meet as much."""
     if len(rivals) == 1 and beaten:
-        return f" and by the labelled articles is right more often than {', '.join(beaten)}"
+        return f" and according to the labelled articles is right more often than {', '.join(beaten)}"
     if len(rivals) == 1:
         return "" if n_models == 1 else " and is the only one that does"
     others = [c for c in rivals if c is not best]
@@ -213,13 +213,14 @@ def _cautions(
     traffic: TrafficSection | None, unlike: Mapping[str, str | None],
 ) -> list[str]:  # fmt: skip
     cautions = [
-        f"by the labelled articles {c['model']} is right more often, though it misses the minimum for {_missing(c)}"
+        f"according to the labelled articles {c['model']} is right more often, though it misses the minimum for "
+        f"{_missing(c)}"
         for c in unfit
     ]
     for key, state in best["states"].items():
         if state == "not shown":
             cautions.append(
-                f"{shown(key)} may be below the minimum of {CRITERIA[key][0]:.0%}: its interval begins at "
+                f"{measure_name(key)} may be below the minimum of {CRITERIA[key][0]:.0%}: its interval begins at "
                 f"{best['intervals'][key][0]:.1%}; more {best['source']} articles would tell"
             )
     if not traffic and best["source"] == "test":
@@ -245,4 +246,4 @@ def _cautions(
 
 
 def _missing(model: Assessment) -> str:
-    return ", ".join(shown(key) for key in model["misses"]["minimum"])
+    return ", ".join(measure_name(key) for key in model["misses"]["minimum"])

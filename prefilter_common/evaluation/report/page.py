@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from prefilter_common.evaluation.choice.objections import measure_name
 from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.plots import Axes, near_one
 from prefilter_common.evaluation.traffic.rows import TrafficPair
@@ -76,7 +77,7 @@ def _context(results: Results) -> dict[str, Any]:
             0, 1, near_one(value for lines in curves.values() for line in lines.values() for _, value in line), 1
         ),
         "point_names": POINT_NAMES,
-        "measures": {"f1": "F1", "precision": "precision", "recall": "recall", "cpu_ms": "CPU latency"},
+        "measures": {key: measure_name(key) for key in ("f1", "precision", "recall", "cpu_ms")},
         "groups": ("language", "characters", "tokens", "read", "sources", "source"),
     }
 

@@ -33,9 +33,10 @@ def evaluation_summary(results: Compared) -> str:
 
 
 def _notes(results: Compared) -> list[str]:
+    engines = ", ".join(sorted({row["engine"] for row in results["models"].values() if "error" not in row}))
     notes = [
-        f"{results['_test']['n_articles']} test articles; 95 % intervals; ms: one article at a time, including "
-        "tokenising; worst slice: share decided correctly"
+        f"{results['_test']['n_articles']} test articles; 95 % intervals; ms: one article at a time with {engines}, "
+        "including tokenising; worst slice: share decided correctly"
     ]
     behind = [name for name, row in results["models"].items() if _is_behind(row)]
     if behind:

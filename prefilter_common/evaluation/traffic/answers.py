@@ -116,7 +116,9 @@ def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
             or audit != (first["why"] in DRAWN_BY_FLAGS)
             or any(row.extra.get(key) != first.get(key) for key in ("threshold", "texts"))
         ):
-            raise InputError(f"{where} is of another draw than those before it; pass the rows of one file alone")
+            raise InputError(
+                f"{where} comes from a different draw than those before it; pass the rows of one file only"
+            )
         texts.add((row.title, row.content))
 
 
@@ -182,7 +184,7 @@ def usable_audit(
         if audit.skipped <= MAX_MISSING and not audit.without:
             remedy = "label more rows, in the order of the file, until every part has one"
         doubts.append(
-            "the labels of --audited are no random sample, and measure neither precision nor recall: "
+            "the labels of --audited are not a random sample, and measure neither precision nor recall: "
             f"{audit.skipped:.0%} of the rows before the last label have none or are gone, and {audit.unlabelled:.0%} "
             f"of the traffic is in parts without one{_none_of(audit.without)}; {remedy}"
         )

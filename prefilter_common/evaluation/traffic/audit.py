@@ -7,7 +7,7 @@ from typing import TypedDict
 import numpy as np
 
 from prefilter_common.articles import COMMERCE, labels_of
-from prefilter_common.evaluation.slices import MIN_ARTICLES, Slice, article_slices, crossed_slices
+from prefilter_common.evaluation.slices import MIN_ARTICLES, Slice, language_and_length_slices
 from prefilter_common.evaluation.traffic.answers import Audit
 from prefilter_common.evaluation.traffic.flags import traffic_slices
 from prefilter_common.statistics.comparison import ALPHA, mcnemar
@@ -85,8 +85,7 @@ def audit_section(
     commerce = labels_of(audit.articles) == COMMERCE
     flags = {name: found >= thresholds[name] for name, found in scores.items()}
     by_flags = {name: audit.drawn_by(found, thresholds[name]) for name, found in scores.items()}
-    parts = [part for part in article_slices(audit.articles) if part.by != "source"]
-    parts += crossed_slices(audit.articles)
+    parts = language_and_length_slices(audit.articles)
     named = traffic_slices(audit.articles, main)
     return {
         "n_labelled": len(audit.articles),

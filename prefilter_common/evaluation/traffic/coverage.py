@@ -5,8 +5,8 @@ from typing import TypedDict
 
 import numpy as np
 
-from prefilter_common.articles import COMMERCE, Article
-from prefilter_common.evaluation.slices import CROSSED, MIN_ARTICLES, article_slices, crossed_slices
+from prefilter_common.articles import COMMERCE, Article, labels_of
+from prefilter_common.evaluation.slices import CROSSED, MIN_ARTICLES, language_and_length_slices
 
 # A part of the traffic at least this large is named when the test set lacks it.
 NOTABLE_GAP = 0.01
@@ -46,12 +46,10 @@ def uncovered(traffic: Sequence[Article], labelled: Sequence[Article]) -> tuple[
         Those that make up 1 % of the traffic or more, and the share of the traffic in all such crossings of language
         and length, however small: a hundred languages of which none reaches 1 % may be most of it.
     """
-    tested = {part.name: part.members for part in [*article_slices(labelled), *crossed_slices(labelled)]}
-    labels = np.array([a.label for a in labelled])
+    tested = {part.name: part.members for part in language_and_length_slices(labelled)}
+    labels = labels_of(labelled)
     found: list[Gap] = []
-    for part in [*article_slices(traffic), *crossed_slices(traffic)]:
-        if part.by == "source":
-            continue
+    for part in language_and_length_slices(traffic):
         n = int(part.members.sum())
         inside = labels[tested[part.name]] if part.name in tested else labels[:0]
         n_test, n_commerce = len(inside), int((inside == COMMERCE).sum())

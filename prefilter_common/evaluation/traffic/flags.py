@@ -174,13 +174,13 @@ def _verdict_on_traffic(names: tuple[str, str], compared: FlagComparison, worst:
         return f"{row['rates'][0]:.1%} against {row['rates'][1]:.1%}"
 
     flags = f"they flag {rates(compared)} of {compared['n']:,} distinct articles"
-    shared = f"{compared['both']:,} of the {compared['either']:,} that either flags are flagged by both"
+    shared = f"both flag {compared['both']:,} of the {compared['either']:,} articles that at least one flags"
     if not compared["differ"]:
         points = f"a difference of {100 * compared['detectable']:.1f} points would have been seen with 80 % power"
         seen = points if compared["detectable"] < 1 else "so few articles cannot show any difference"
         return f"{names[0]} and {names[1]}: no difference shown; {flags}, and {shared}; {seen}"
     where = f"; most clearly in {worst['by']} {worst['value']}: {rates(worst)} of {worst['n']:,}" if worst else ""
-    apart = f"; only {shared}" if compared["flag_apart"] else ""
+    apart = f"; {shared}" if compared["flag_apart"] else ""
     return f"{names[0]} and {names[1]} DIFFER: {flags}{where}{apart}"
 
 

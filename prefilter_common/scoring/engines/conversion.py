@@ -14,15 +14,9 @@ from tokenizers import Tokenizer
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
-from prefilter_common.files import write_json
+from prefilter_common.files import read_record, write_json
 from prefilter_common.models.contract import Contract
-from prefilter_common.models.directory import (
-    ENGINE_FILE,
-    fingerprints,
-    is_current,
-    read_contract,
-    read_record,
-)
+from prefilter_common.models.directory import ENGINE_FILE, fingerprints, is_current, read_contract
 from prefilter_common.outputs import new_directory
 from prefilter_common.scoring.engines.converters import ConversionDetails, to_onnxruntime, to_openvino
 from prefilter_common.scoring.engines.interface import EngineName, Unavailable, check_available

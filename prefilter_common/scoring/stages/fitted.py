@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from prefilter_common.models.directory import sha256_of
+from prefilter_common.files import sha256_of
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model")

@@ -194,7 +194,7 @@ def audit_warnings(report: AuditFindings) -> list[str]:
     found += [f"{what}: {n}" for what, n in counted.items() if n]
     state = report["manifest"]
     if state is None:
-        found.append("there is no manifest.json, so that the origin of these splits is unknown")
+        found.append("there is no manifest.json, so the origin of these splits is unknown")
     found += manifest_warnings(state)
     found += [
         f"{row['property']} alone predicts {row['accuracy']:.0%} of the labels: a model can do well without reading"

@@ -57,7 +57,7 @@ class Whole:
             "language": article.language,
             "source": article.source,
             "label": article.label,
-            "characters": len(article.title) + len(article.content),
+            "characters": article.characters,
         }
 
 
@@ -74,7 +74,7 @@ def gather(splits: Mapping[str, Sequence[Article]]) -> Whole:
 def describe_split(articles: Sequence[Article]) -> SplitDescription:
     """Counts of labels (none for traffic), languages, lengths and sources."""
     labels = Counter(LABEL_NAMES[a.label] for a in articles if a.label is not None)
-    lengths = np.array([len(a.title) + len(a.content) for a in articles])
+    lengths = np.array([a.characters for a in articles])
     lengths_named = Counter(map(length_name, articles))
     return {
         "articles": len(articles),

@@ -52,7 +52,7 @@ def shortcuts(data: Labelled) -> list[ShortcutRow]:
     ``errors_left`` is relative to always guessing the more frequent label. A property that leaves at most half of these
     errors is a shortcut, if its interval is above the accuracy of that guess.
     """
-    lengths = np.array([[len(a.title) + len(a.content)] for a in data.articles], float)
+    lengths = np.array([[a.characters] for a in data.articles], float)
     days = [published(a) for a in data.articles]
     dates = np.array([[day.toordinal() if day else np.nan] for day in days], float)
     rules = {

@@ -120,7 +120,7 @@ class CheckpointSaver(TrainerCallback):
         if is_main_process():
             self._complete(state, control.should_training_stop)
         if sys.platform == "linux":
-            # Else the best epoch's weights, which are loaded after the last save, come on top of what steps took.
+            # Otherwise the best epoch's weights, loaded after the last save, come on top of what steps took.
             return_freed_memory()
         self.saved_at = time.monotonic()
         (signum,) = self._agreed(args, self.signum)
