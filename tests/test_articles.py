@@ -7,6 +7,7 @@ from conftest import write_jsonl
 
 from prefilter_common.articles import Article, format_input, load_articles, load_split, read_articles
 from prefilter_common.errors import InputError
+from prefilter_common.splits.cleaning import read_rows
 
 GOOD = {"title": "t", "content": "c", "label": 1}
 
@@ -96,6 +97,8 @@ def test_joined_files_and_compressed_ones(tmp_path):
     part = '\ufeff{"title": "a", "content": "b"}\n'
     (tmp_path / "joined.jsonl").write_text(part + part, encoding="utf-8")
     assert [article.title for article in read_articles(tmp_path / "joined.jsonl")] == ["a", "a"]
+    (tmp_path / "mark.jsonl").write_text("\ufeff\n" + part, encoding="utf-8")
+    assert [row.reason for row in read_rows([tmp_path / "mark.jsonl"])] == [None]
     (tmp_path / "feed.jsonl.gz").write_bytes(gzip.compress(part.encode()))
     with pytest.raises(InputError, match=r"line 1: the file is compressed; decompress it first"):
         load_articles(tmp_path / "feed.jsonl.gz")

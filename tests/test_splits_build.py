@@ -17,7 +17,7 @@ from prefilter_common.splits import __main__ as splits_command
 from prefilter_common.splits.assignment import NONE, TEST, TRAIN, VAL, Population, assign, quotas
 from prefilter_common.splits.cleaning import clean_text, read_rows, to_record
 from prefilter_common.splits.duplicates import clusters, find_pairs, same_id_pairs
-from prefilter_common.splits.grouping import divide, length_name
+from prefilter_common.splits.grouping import divide, length_name, published
 from prefilter_common.splits.manifest import manifest_state
 
 NAMES = ("train", "val", "test")
@@ -251,6 +251,11 @@ def test_one_source_is_not_the_whole_test_set(tmp_path):
     for name in ("val", "test"):
         tested = Counter(article.source for article in load_articles(tmp_path / "out" / f"{name}.jsonl"))
         assert tested.total() == 20 and max(tested.values()) <= 20 / 3
+
+
+@pytest.mark.parametrize("text", ["Mon, 1 Jan 99999999999999999999 0:0 +0000", "Mon, 1 Jan 2026 0:0 +99999999999999"])
+def test_a_date_that_no_calendar_has_is_none(text):
+    assert published(Article("t", "c", extra={"date": text})) is None
 
 
 def test_articles_without_a_readable_date_are_counted_and_not_tested_on(tmp_path, capsys):
