@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import write_jsonl
+from scipy.stats import hypergeom
 
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
@@ -94,6 +95,21 @@ def test_a_miss_that_was_not_drawn_is_not_no_miss():
     found = production(sample, stratum, commerce, flagged, True, 0)
     assert found["recall"] == 1 and found["intervals"]["recall"][0] < 0.5  # 1 of 100 would be 50 of 5,000
     assert found["precision"] == 1 and found["intervals"]["precision"] == [1, 1]  # all of them were labelled
+
+
+@pytest.mark.parametrize(("size", "drawn"), [(120, 100), (150, 100), (13, 10), (400, 100), (2_000, 100)])
+def test_an_interval_holds_where_most_of_what_is_flagged_is_labelled(size, drawn):
+    """Over every number of errors that a sample may show. What was not drawn may be the one error that there is."""
+    flagged = np.ones(drawn, bool)
+    sample = Sample(np.zeros(drawn, int), np.array([size]), np.ones(drawn))
+    low, high = np.transpose([
+        production(sample, sample.stratum, np.arange(drawn) >= wrong, flagged, True, 0)["intervals"]["precision"]
+        for wrong in range(min(drawn, 12) + 1)
+    ])  # fmt: skip
+    for wrong in range(5):
+        true = 1 - wrong / size
+        seen = hypergeom(size, wrong, drawn).pmf(np.arange(len(low)))
+        assert seen[(low - 1e-4 <= true) & (true <= high + 1e-4)].sum() >= 0.95
 
 
 def test_articles_of_a_slice_that_are_flagged_may_exist_though_none_was_drawn():

@@ -145,20 +145,32 @@ def _rates(n: dict[tuple[bool, bool], np.ndarray]) -> dict[str, np.ndarray]:
 def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, left: float) -> np.ndarray:
     """(DRAWS,) shares that a sample of which these were chosen may come from; all equal where nothing is left open.
 
-    Where nothing was drawn, all or none.
+    What was seen is certain: at random are how many of the units that were not drawn are chosen, and the articles that
+    they stand for. Where nothing was drawn, all or none.
     """
     if not len(chosen):
         return (rng.random(DRAWS) < 0.5).astype(float)
-    share = float(weights[chosen].sum() / weights.sum())
+    seen = float(weights[chosen].sum() / weights.sum())
     if left <= 0:
-        return np.full(DRAWS, share)
-    n = effective_size(weights) / left
-    k = share * n
+        return np.full(DRAWS, seen)
+    n = effective_size(weights)
+    k = seen * n
     # Half of the draws from each of the two distributions between which Clopper and Pearson's limits lie.
     upper = rng.random(DRAWS) < 0.5
     a, b = k + upper, n - k + ~upper
-    drawn = rng.beta(np.maximum(a, 1e-9), np.maximum(b, 1e-9))
-    return np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, drawn))
+    share = rng.beta(np.maximum(a, 1e-9), np.maximum(b, 1e-9))
+    share = np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, share))
+    unseen = max(round(len(weights) * left / (1 - left)), 1)
+    unseen_chosen = rng.binomial(unseen, share)
+    # What these units stand for, where those that were drawn stand for 1 on average.
+    variance = len(weights) / n - 1
+    more, others = (_sums(rng, count, variance) for count in (unseen_chosen, unseen - unseen_chosen))
+    return (len(weights) * seen + more) / (len(weights) + more + others)
+
+
+def _sums(rng: np.random.Generator, counts: np.ndarray, variance: float) -> np.ndarray:
+    """(DRAWS,) sums of so many positive numbers with a mean of 1 and this variance."""
+    return variance * rng.gamma(counts / variance) if variance > 1e-9 else counts.astype(float)
 
 
 def _factors(rng: np.random.Generator, copies: np.ndarray, left: float) -> np.ndarray:
