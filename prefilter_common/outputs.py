@@ -34,7 +34,7 @@ def new_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """
     require_free(target, overwrite)
     target, partial = resolved(target), partial_name(target)
-    with _lock(target):
+    with locked(target):
         with _named_errors(target):
             _finish_exchange(partial, target)
             require_free(target, overwrite)
@@ -60,7 +60,7 @@ def kept_directory(target: Path) -> Iterator[Path]:
     Raises InputError when it cannot be created or another process holds it.
     """
     target, partial = resolved(target), partial_name(target)
-    with _lock(target):
+    with locked(target):
         with _named_errors(target):
             partial.mkdir(exist_ok=True)
             # In a shared folder a stranger may have made it, to have a file of ours overwritten.
@@ -74,10 +74,10 @@ def kept_directory(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _lock(target: Path) -> Iterator[None]:
+def locked(target: Path) -> Iterator[None]:
     """Keep other processes from writing ``target``, those in other containers on the same file system too.
 
-    The system releases the lock of a process that dies.
+    The system releases the lock of a process that dies. Raises InputError where another process holds it.
     """
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     try:

@@ -204,13 +204,16 @@ def test_incomplete_checkpoints_are_skipped(train, uninterrupted, stop_at, monke
     def cut(folder):
         (folder / "optimizer.pt").write_bytes((folder / "optimizer.pt").read_bytes()[:-100])
 
+    def zero(folder):
+        (folder / "optimizer.pt").write_bytes(bytes((folder / "optimizer.pt").stat().st_size))
+
     def shorten(folder):
         (folder / "checkpoint.json").write_text("{", encoding="utf-8")
 
     def nest(folder):
         (folder / "checkpoint.json").write_text('{"a":' * 100_000, encoding="utf-8")
 
-    for i, spoil in enumerate([cut, shorten, nest, lambda folder: (folder / "trainer_state.json").unlink()]):
+    for i, spoil in enumerate([cut, zero, shorten, nest, lambda folder: (folder / "trainer_state.json").unlink()]):
         output = tmp_path / str(i)
         stop_at(9)
         assert train("classic", output, *PLAIN) == 143
@@ -222,6 +225,20 @@ def test_incomplete_checkpoints_are_skipped(train, uninterrupted, stop_at, monke
         assert train("classic", output, *PLAIN, "--resume") == 0
         assert "continuing after step 6" in capsys.readouterr().err
         assert outcome(output, "classic") == uninterrupted("classic", PLAIN) and hidden(output) == []
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued(train, uninterrupted, stop_at, monkeypatch, tmp_path, capsys):
+    """It recorded the size of each file."""
+    stop_at(9)
+    assert train("classic", tmp_path / "m", *PLAIN) == 143
+    monkeypatch.undo()
+    for folder in (tmp_path / ".m.checkpoints.partial").glob("checkpoint-*"):
+        record = json.loads((folder / "checkpoint.json").read_bytes())
+        record["files"] = {name: (folder / name).stat().st_size for name in record["files"]}
+        (folder / "checkpoint.json").write_text(json.dumps(record), encoding="utf-8")
+    assert train("classic", tmp_path / "m", *PLAIN, "--resume") == 0
+    assert "continuing after step 9" in capsys.readouterr().err
+    assert outcome(tmp_path / "m", "classic") == uninterrupted("classic", PLAIN)
 
 
 def test_without_a_checkpoint_resume_starts_from_scratch_and_without_resume_it_is_discarded(

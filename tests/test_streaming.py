@@ -411,6 +411,18 @@ def test_a_second_run_at_once_is_refused(tmp_path, model, source, broken_off, mo
     assert names(tmp_path) == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.parametrize("ours", ["--passed", "--blocked"])
+def test_a_file_that_another_run_is_writing_is_not_replaced(tmp_path, model, source, capsys, ours):
+    """It would be under way to --blocked of the one, and --passed of the other."""
+    shared = tmp_path / "shared.jsonl"
+    with streaming.rows_folder(
+        streaming.parse_args([str(part) for part in (model, source, tmp_path / "a.jsonl", "--blocked", shared)])
+    ):
+        assert call(streaming, [model, source, tmp_path / "b.jsonl", ours, shared]) == 2
+    assert f"{shared}: another process is writing it; wait, or name another output" in error_line(capsys)
+    assert call(streaming, [model, source, tmp_path / "b.jsonl", ours, shared]) == 0
+
+
 def test_the_articles_are_divided_with_their_score(tmp_path, model, source, capsys):
     rows_of = {"out": tmp_path / "out.jsonl", "passed": tmp_path / "passed.jsonl", "blocked": tmp_path / "b.jsonl"}
     argv = [model, source, rows_of["out"], "--passed", rows_of["passed"], "--blocked", rows_of["blocked"]]

@@ -34,7 +34,7 @@ from prefilter_common.articles import read_articles
 from prefilter_common.cli import Parser, batch_size, configure_logging, threads
 from prefilter_common.errors import InputError
 from prefilter_common.files import resolved
-from prefilter_common.outputs import kept_directory, partial_name, require_files
+from prefilter_common.outputs import kept_directory, locked, partial_name, require_files
 from prefilter_common.scoring.delivery import STANDARD, deliver, is_delivered
 from prefilter_common.scoring.engines.interface import ENGINES, EngineName
 from prefilter_common.scoring.rows import ROWS_FILE, Run, require_same_run, write_rows
@@ -206,10 +206,15 @@ def what_is_left(folder: Path, lasts: bool) -> Iterator[None]:
 
 @contextmanager
 def rows_folder(options: Options) -> Iterator[Path]:
-    """Where the rows are until they are complete: beside the first output that is a file, for the next run as well."""
+    """Where the rows are until they are complete: beside the first output that is a file, for the next run as well.
+
+    Until the block ends no other process can write any of the outputs.
+    """
     if named := files(options):
-        with kept_directory(named[0]) as folder:
-            yield folder
+        with ExitStack() as stack:
+            for path in named[1:]:
+                stack.enter_context(locked(resolved(path)))
+            yield stack.enter_context(kept_directory(named[0]))
     else:
         with tempfile.TemporaryDirectory() as name:
             yield Path(name)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 
 from prefilter_common.errors import InputError
-from prefilter_common.files import parse_json
+from prefilter_common.files import parse_json, sha256_of
 from prefilter_common.outputs import kept_directory, partial_name
 from prefilter_common.processes import is_main_process, wait_for_all
 
@@ -26,7 +26,7 @@ FROM_SCRATCH = "or start from scratch without --resume"
 
 
 class CheckpointRecord(TypedDict):
-    """``checkpoint.json``: where the run was, what it was, and the bytes of each file."""
+    """``checkpoint.json``: where the run was, what it was, and the sha256 of each file."""
 
     step: int
     best_step: int | None
@@ -35,7 +35,7 @@ class CheckpointRecord(TypedDict):
     settings: dict[str, Any]
     seconds: float
     step_seconds: list[float]
-    files: dict[str, int]
+    files: dict[str, str | int]  # an earlier version recorded the size instead
 
 
 @contextmanager
@@ -86,17 +86,22 @@ def newest_step(folder: Path) -> int | None:
 def complete_checkpoints(folder: Path) -> dict[Path, CheckpointRecord]:
     """The checkpoints that can be continued, with their records, oldest first.
 
-    Left out are those without all of their files in full length, and those whose best epoch's weights are not there.
+    Left out are those of which a file is missing or damaged, and those whose best epoch's weights are not there.
     """
     found = {}
     for path in folder.glob("checkpoint-*"):
         try:
             record = parse_json((path / RECORD_FILE).read_text(encoding="utf-8"))
-            if all((path / name).stat().st_size == size for name, size in record["files"].items()):
+            if all(_is_intact(path / name, mark) for name, mark in record["files"].items()):
                 found[record["step"]] = (path, record)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
     return {path: record for _, (path, record) in sorted(found.items()) if record["best_step"] in (None, *found)}
+
+
+def _is_intact(path: Path, mark: str | int) -> bool:
+    # A power cut can leave a file of the right size full of zeros.
+    return path.stat().st_size == mark if isinstance(mark, int) else sha256_of(path) == mark
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -14,13 +14,12 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prefilter_common.errors import Stopped
-from prefilter_common.files import write_json
+from prefilter_common.files import parse_json, sha256_of, write_json
 from prefilter_common.processes import is_main_process, process_count, wait_for_all
 from prefilter_common.training.acceleration import return_freed_memory
 from prefilter_common.training.interruption.resume import (
     RECORD_FILE,
     CheckpointRecord,
-    complete_checkpoints,
     discard_checkpoints,
 )
 from prefilter_common.training.progress import ProgressLog
@@ -47,7 +46,7 @@ class CheckpointSaver(TrainerCallback):
     ):
         self.stale = stale
         self.folder, self.settings, self.seconds, self.start = folder, settings, 60 * minutes, start
-        self.record = complete_checkpoints(folder)[start] if start else None
+        self.record: CheckpointRecord | None = parse_json((start / RECORD_FILE).read_text()) if start else None
         self.progress = (
             ProgressLog(self.record["seconds"], self.record["step_seconds"]) if self.record else ProgressLog()
         )
@@ -146,7 +145,7 @@ class CheckpointSaver(TrainerCallback):
             "settings": dict(self.settings),
             "seconds": round(self.progress.seconds(), 1),
             "step_seconds": [round(seconds, 4) for seconds in self.progress.step_seconds],
-            "files": {path.name: path.stat().st_size for path in newest.iterdir()},
+            "files": {path.name: sha256_of(path) for path in newest.iterdir()},
         }
         write_json(newest / RECORD_FILE, record)
         discard_checkpoints(self.folder, keep=(newest, self.folder / f"checkpoint-{state.best_global_step}"))
