@@ -202,6 +202,9 @@ def listed(old, new):
         (lambda name, old: b'{"files": null}' if name == "bundle.json" else old, "not a bundle, or damaged"),
         (lambda name, old: b"null" if name == "bundle.json" else old, "not a bundle, or damaged"),
         (listed(b"run.json", b"ran.json"), "'run.json' is not"),
+        (listed(b"run.json", b"r" * 256), "not a bundle, or damaged"),
+        (listed(b"run.json", b"prefilter.json/x"), "not a bundle, or damaged"),
+        (lambda name, old: old + b" " if name == "run.json" else old, "run.json is damaged"),
     ],
     ids=[
         "damaged",
@@ -216,6 +219,9 @@ def listed(old, new):
         "null files",
         "null",
         "unlisted",
+        "long name",
+        "file and folder",
+        "size",
     ],
 )
 def test_a_bundle_that_is_not_whole_leaves_nothing(model, tmp_path, change, message):
@@ -226,6 +232,36 @@ def test_a_bundle_that_is_not_whole_leaves_nothing(model, tmp_path, change, mess
         unpack(archive, target)
     assert str(error.value).startswith(f"{archive}: ") and message in str(error.value)
     assert {path.name for path in tmp_path.iterdir() if "lock" not in path.name} == {"models", "m.tar"}
+
+
+def test_headers_without_end_are_refused(tmp_path):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type = tarfile.GNUTYPE_LONGNAME
+    (tmp_path / "m.tar").write_bytes(2_000 * header.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(InputError, match="not a bundle, or damaged"):
+        unpack(tmp_path / "m.tar", tmp_path / "m")
+
+
+def test_a_file_that_unpacks_to_more_than_its_list_says_is_not_written(tmp_path, monkeypatch):
+    """A sparse one of 64 MiB in an archive of 10 KiB."""
+    listing = json.dumps({"files": {"config.json": {"bytes": 2, "sha256": ""}}}).encode()
+    with tarfile.open(tmp_path / "m.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        first, second = tarfile.TarInfo("bundle.json"), tarfile.TarInfo("config.json")
+        first.size = len(listing)
+        second.pax_headers = {"GNU.sparse.size": str(64 << 20), "GNU.sparse.map": "0,0", "GNU.sparse.numblocks": "1"}
+        tar.addfile(first, io.BytesIO(listing))
+        tar.addfile(second)
+    monkeypatch.setattr(tarfile.TarFile, "extractfile", only_the_first(tarfile.TarFile.extractfile))
+    with pytest.raises(InputError, match=r"config\.json is damaged"):
+        unpack(tmp_path / "m.tar", tmp_path / "m")
+
+
+def only_the_first(extract):
+    def extractfile(tar, member):
+        assert member.name == "bundle.json"
+        return extract(tar, member)
+
+    return extractfile
 
 
 def test_a_link_is_not_unpacked(model, tmp_path):

@@ -51,6 +51,7 @@ RECORDS = {
     VALIDATION_FILE,
 }  # fmt: skip
 BLOCK = 1 << 20
+LONGEST_NAME = 255  # bytes, in the usual file systems
 PICKLES = {".bin", ".pkl", ".pt", ".pth"}  # as earlier scripts left them, such as training_args.bin
 
 
@@ -165,7 +166,7 @@ def unpack(archive: Path, directory: Path, overwrite: bool = False) -> dict[str,
                     _extract(tar, member, record, partial / member.name, archive)
                 if left:
                     raise InputError(f"{archive}: {min(left)} is missing; copy the archive again")
-    except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError):
+    except (tarfile.TarError, ValueError, KeyError, TypeError, EOFError, RecursionError):
         raise InputError(f"{archive}: not a bundle, or damaged; copy it again, or pack the model again") from None
     return files
 
@@ -190,7 +191,7 @@ def _add(tar: tarfile.TarFile, name: str, size: int, content: IO[bytes]) -> None
 
 def _read_listing(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> dict[str, FileRecord]:
     first = next(members, None)
-    content = tar.extractfile(first) if first is not None and first.name == LISTING else None
+    content = tar.extractfile(first) if first is not None and first.name == LISTING and first.size <= BLOCK else None
     if content is None:
         raise ValueError(LISTING)
     files = parse_json(content.read().decode())["files"]
@@ -199,6 +200,10 @@ def _read_listing(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> d
     for name, record in files.items():
         path = PureWindowsPath(name)  # stricter than a POSIX path
         if path.anchor or "\\" in name or ".." in path.parts or not name or name.startswith("."):
+            raise ValueError(name)
+        if any(len(part.encode()) > LONGEST_NAME for part in path.parts):
+            raise ValueError(name)
+        if any(parent.as_posix() in files for parent in path.parents):  # a file would be in the place of its folder
             raise ValueError(name)
         if type(record["bytes"]) is not int or not isinstance(record["sha256"], str):
             raise ValueError(record)
@@ -209,6 +214,9 @@ def _read_listing(tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo]) -> d
 
 
 def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, record: FileRecord, target: Path, archive: Path) -> None:
+    damaged = InputError(f"{archive}: {member.name} is damaged; copy the archive again")
+    if member.size != record["bytes"]:
+        raise damaged
     content = tar.extractfile(member)
     target.parent.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
@@ -217,7 +225,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, record: FileRecord, 
             digest.update(block)
             out.write(block)
     if digest.hexdigest() != record["sha256"]:
-        raise InputError(f"{archive}: {member.name} is damaged; copy the archive again")
+        raise damaged
 
 
 if __name__ == "__main__":
