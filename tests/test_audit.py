@@ -187,6 +187,12 @@ def test_a_file_that_was_not_drawn_or_not_labelled_is_refused(tmp_path, rows, wo
     assert words in str(error.value)
 
 
+def test_strata_of_more_texts_than_there_were_are_refused(tmp_path):
+    row = {**DRAWN, "content": "a", "position": 1, "stratum_size": 10**30, "texts": {"flagged": 12}}
+    with pytest.raises(InputError, match=r'the strata of "flagged" have more texts, 1,0.*, than it was drawn from'):
+        read_audit(write_jsonl(tmp_path / "a.jsonl", [row]))
+
+
 DRAWN = {"title": "", "label": 1, "why": "flagged", "stratum": "flagged: en", "stratum_size": 9, "copies": 1}
 
 
@@ -194,6 +200,7 @@ DRAWN = {"title": "", "label": 1, "why": "flagged", "stratum": "flagged: en", "s
     "change",
     [
         {"content": "a"},  # the same text again
+        {"position": 1},  # a place that is taken
         {"stratum_size": 7},  # another audit with strata of the same names
         {"why": "models disagree", "stratum": "models disagree: en"},  # a review queue
         {"threshold": 0.4},  # another model's
@@ -201,7 +208,7 @@ DRAWN = {"title": "", "label": 1, "why": "flagged", "stratum": "flagged: en", "s
     ],
 )
 def test_rows_of_two_draws_are_not_one_sample(tmp_path, change):
-    rows = [{**DRAWN, "content": "a"}, {**DRAWN, "content": "b", **change}]
+    rows = [{**DRAWN, "content": "a", "position": 1}, {**DRAWN, "content": "b", **change}]
     with pytest.raises(InputError, match=r"article 2 \(.*\) comes from a different draw than those before it"):
         read_audit(write_jsonl(tmp_path / "a.jsonl", rows))
     assert len(read_audit(write_jsonl(tmp_path / "b.jsonl", [rows[0], {**DRAWN, "content": "b"}])).articles) == 2

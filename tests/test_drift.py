@@ -156,13 +156,16 @@ def test_languages_are_filled_in_and_their_mix_and_the_lengths_are_compared(tmp_
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"score": 0.1}\n{"score": "x"}\n', "line 2: needs a JSON object whose"),
+        ('{"score": 0.1}\n{"score": "x"}\n', 'line 2: "score" must be a number'),
         (
             '{"score": 0.1}\n{"score": 0.1, "language": ["en"]}\n',
             'line 2: "language" must be a string or null',
         ),
         ('{"title": "t", "language": 3}\n', 'line 1: "language" must be a string or null'),
         ('{"score": 0.1, "is_commerce": "false"}\n', 'line 1: "is_commerce" must be true or false'),
+        ('{"score": true}\n', 'line 1: "score" must be a number from 0 to 1'),
+        ('{"title": ["a"], "content": {"x": 1}}\n', 'line 1: "title" must be a string or null'),
+        ('{"score": 0.1, "characters": -1}\n', 'line 1: "characters" must be a whole number or null'),
         ("{", "line 1: invalid JSON"),
         ('{"score": 0.1, "score": 0.2}', 'line 1: invalid JSON (the key "score" occurs twice'),
         ("", "contains no rows"),

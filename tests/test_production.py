@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.evaluation.latency_update import refresh_latency
 from prefilter_common.evaluation.production import best_saving_threshold, blocked_by_slice, production_section
-from prefilter_common.evaluation.results import compare_models, write_results
+from prefilter_common.evaluation.results import compare_models, evaluation_warnings, write_results
 from prefilter_common.evaluation.run import Data, Options
 from prefilter_common.evaluation.sections import Scored, model_row
 from prefilter_common.models.directory import fingerprints
@@ -118,6 +119,12 @@ def test_a_flag_rate_near_zero_on_much_traffic_is_that_of_little_commerce():
     rates = {"flag_rates": {"m": {"default": {"rate": 0.0, "interval": [0.0, 0.0]}}}}
     section = production_section(test, {"m": model}, rates, np.ones(100_000), None, [0.05], 0.95, None)
     assert section["models"]["m"]["prevalence_estimate"] == {"share": 0.0, "interval": [0.0, 0.0], "warning": None}
+
+
+def test_validation_articles_of_one_label_are_the_reason_for_a_lack_of_thresholds():
+    model = Scored(np.zeros(3), np.ones(3), 64, 1.0, {"default": 0.5}, validation=(np.ones(3, int), np.full(3, 0.9)))
+    warnings = evaluation_warnings(None, None, {"m": model}, Options(Path(), REFERENCE, 8, 1, 0.95, None, 0))
+    assert warnings == ["only the default threshold for m: all validation articles have one label"]
 
 
 def test_the_threshold_that_saves_the_most():

@@ -153,14 +153,24 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             row = decoded(line)
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}; fix or delete it") from None
-        score = row.get("score", 0.0) if isinstance(row, dict) else None
-        if not isinstance(score, (int, float)) or not 0 <= score <= 1:
-            raise InputError(f'{path}, line {number}: needs a JSON object whose "score" is a number from 0 to 1')
-        if not isinstance(row.get("language"), str | None):
-            raise InputError(f'{path}, line {number}: "language" must be a string or null; correct or delete it')
-        if not isinstance(row.get("is_commerce", False), bool):
-            raise InputError(f'{path}, line {number}: "is_commerce" must be true or false; correct or delete it')
+        if problem := _problem(row):
+            raise InputError(f"{path}, line {number}: {problem}; correct or delete it")
         yield row
+
+
+def _problem(row: Any) -> str | None:
+    """What is wrong with a row, if anything."""
+    if not isinstance(row, dict):
+        return "is not a JSON object"
+    score, length = row.get("score", 0.0), row.get("characters", 0)
+    if type(score) not in (int, float) or not 0 <= score <= 1:
+        return '"score" must be a number from 0 to 1'
+    for key in ("title", "content", "text", "language"):
+        if not isinstance(row.get(key), str | None):
+            return f'"{key}" must be a string or null'
+    if length is not None and (type(length) is not int or not 0 <= length < 2**31):
+        return '"characters" must be a whole number or null'
+    return None if isinstance(row.get("is_commerce", False), bool) else '"is_commerce" must be true or false'
 
 
 def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: float) -> list[Change]:

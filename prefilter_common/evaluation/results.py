@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from prefilter_common.articles import Article, labels_of
 from prefilter_common.errors import InputError
 from prefilter_common.evaluation.baseline import against_floor, baseline_row
@@ -138,14 +140,20 @@ def evaluation_warnings(
     bare = [name for name, model in models.items() if model.validation is None and set(model.thresholds) == {DEFAULT}]
     if bare:
         found.append(f"only the default threshold for {', '.join(bare)}: no validation scores, pass --val-data")
-    chosen = {name: model for name, model in models.items() if model.validation is not None}
-    without = [name for name, model in chosen.items() if BEST_F1 not in model.thresholds]
+    chosen: list[str] = []
+    single: list[str] = []
+    for name, model in models.items():
+        if model.validation is not None:
+            (chosen if len(np.unique(model.validation[0])) > 1 else single).append(name)
+    if single:
+        found.append(f"only the default threshold for {', '.join(single)}: all validation articles have one label")
+    without = [name for name in chosen if BEST_F1 not in models[name].thresholds]
     if without:
         found.append(
             f"no best_f1 threshold for {', '.join(without)}: each blocks more than {MAX_BLOCKED:.0%} of the journalism "
             "among the validation articles"
         )
-    without = [name for name, model in chosen.items() if HIGH_PRECISION not in model.thresholds]
+    without = [name for name in chosen if HIGH_PRECISION not in models[name].thresholds]
     if without:
         prevalence, target = options.prevalence[0], options.target_precision
         found.append(

@@ -101,6 +101,7 @@ def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
     first = rows[0].extra
     sizes: dict[str, int] = {}
     texts: set[tuple[str, str]] = set()
+    positions: set[tuple[str, int]] = set()
     for number, row in enumerate(rows, start=1):
         where = f"{path}: article {number} ({row.id})"
         if bad := _invalid_key(dict(row.extra)):
@@ -113,6 +114,7 @@ def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
         if (
             size != row.extra["stratum_size"]
             or (row.title, row.content) in texts
+            or (row.extra["why"], row.extra.get("position")) in positions
             or audit != (first["why"] in DRAWN_BY_FLAGS)
             or any(row.extra.get(key) != first.get(key) for key in ("threshold", "texts"))
         ):
@@ -120,6 +122,14 @@ def _require_one_draw(path: Path, rows: Sequence[Article]) -> None:
                 f"{where} comes from a different draw than those before it; pass the rows of one file only"
             )
         texts.add((row.title, row.content))
+        if "position" in row.extra:
+            positions.add((row.extra["why"], row.extra["position"]))
+    for why, n in _texts_by_kind(rows).items():
+        if n > first.get("texts", {}).get(why, n):
+            raise InputError(
+                f'{path}: the strata of "{why}" have more texts, {n:,}, than it was drawn from; label a file that '
+                "--audit or --traffic wrote, and leave its other keys alone"
+            )
 
 
 def _invalid_key(row: dict[str, Any]) -> str | None:
