@@ -112,6 +112,23 @@ def test_an_interval_holds_where_most_of_what_is_flagged_is_labelled(size, drawn
         assert seen[(low - 1e-4 <= true) & (true <= high + 1e-4)].sum() >= 0.95
 
 
+@pytest.mark.parametrize(("size", "drawn", "wrong"), [(120, 100, 3), (13, 10, 1)])
+def test_an_interval_holds_where_texts_repeat_and_most_of_them_are_labelled(monkeypatch, size, drawn, wrong):
+    """One text in ten occurs five times: of ten texts of which none does, those that were not drawn still may."""
+    monkeypatch.setattr("prefilter_common.statistics.survey.DRAWS", 800)
+    rng, held, runs = np.random.default_rng(2), 0, 300
+    for seed in range(runs):
+        copies = np.where(rng.random(size + 300) < 0.1, 5, 1)
+        of_all = copies[:size]
+        units = rng.choice(size, drawn, replace=False)
+        stratum = np.repeat([0, 1], [drawn, 300])
+        sample = Sample(stratum, np.array([size, 2_000]), np.r_[of_all[units], copies[size:]])
+        commerce = np.r_[units >= wrong, np.zeros(300, bool)]
+        low, high = production(sample, stratum, commerce, stratum == 0, True, seed)["intervals"]["precision"]
+        held += low - 1e-4 <= of_all[wrong:].sum() / of_all.sum() <= high + 1e-4
+    assert held >= 0.92 * runs
+
+
 def test_articles_of_a_slice_that_are_flagged_may_exist_though_none_was_drawn():
     """Of 5,000 articles in the slice some may be flagged: neither that all commerce is missed nor that no journalism is
     blocked is certain."""

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import TypedDict
 
 import numpy as np
@@ -28,6 +29,11 @@ class Sample:
     def drawn(self) -> np.ndarray:
         """Units drawn from each stratum."""
         return np.bincount(self.stratum, minlength=len(self.sizes))
+
+    @property
+    def spread(self) -> float:
+        """The variance of the copies, relative to the square of their mean."""
+        return float(self.copies.var() / self.copies.mean() ** 2)
 
     @property
     def weights(self) -> np.ndarray:
@@ -85,16 +91,17 @@ def production(
     for value in np.unique(kind):
         whole = kind == value
         of_kind, left = part & whole, _share_left(sample, whole)
+        draw = partial(_draws, rng, left=left, spread=sample.spread)
         size = weights[whole].sum() * _factors(rng, sample.copies[whole], left)
         if inside is not None:
-            size = size * _draws(rng, inside[whole], weights[whole], left)
+            size = size * draw(inside[whole], weights[whole])
         all_flagged = bool(flagged[whole][0])
-        some = np.full(DRAWS, float(all_flagged)) if by_flags else _draws(rng, flagged[of_kind], weights[of_kind], left)
+        some = np.full(DRAWS, float(all_flagged)) if by_flags else draw(flagged[of_kind], weights[of_kind])
         for f, of_size in ((True, some), (False, 1 - some)):
             alike = of_kind & (flagged == f)
             if by_flags and f != all_flagged:
                 continue
-            share = _draws(rng, commerce[alike], weights[alike], left)
+            share = draw(commerce[alike], weights[alike])
             totals[f, True] += size * of_size * share
             totals[f, False] += size * of_size * (1 - share)
     seen = {(f, c): np.atleast_1d(weights[part & (flagged == f) & (commerce == c)].sum()) for f, c in totals}
@@ -124,9 +131,10 @@ def difference(
         of_kind = kind == value
         apart = of_kind & (first != second)
         left = _share_left(sample, of_kind)
-        differ = _draws(rng, (first != second)[of_kind], weights[of_kind], left)
+        draw = partial(_draws, rng, left=left, spread=sample.spread)
+        differ = draw((first != second)[of_kind], weights[of_kind])
         size = weights[of_kind].sum() * _factors(rng, sample.copies[of_kind], left)
-        total += size * differ * (2 * _draws(rng, first[apart], weights[apart], left) - 1)
+        total += size * differ * (2 * draw(first[apart], weights[apart]) - 1)
     low, high = np.quantile(total / weights.sum(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
@@ -142,7 +150,7 @@ def _rates(n: dict[tuple[bool, bool], np.ndarray]) -> dict[str, np.ndarray]:
         }
 
 
-def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, left: float) -> np.ndarray:
+def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, left: float, spread: float) -> np.ndarray:
     """(DRAWS,) shares that a sample of which these were chosen may come from; all equal where nothing is left open.
 
     What was seen is certain: at random are how many of the units that were not drawn are chosen, and the articles that
@@ -162,8 +170,9 @@ def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, le
     share = np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, share))
     unseen = max(round(len(weights) * left / (1 - left)), 1)
     unseen_chosen = rng.binomial(unseen, share)
-    # What these units stand for, where those that were drawn stand for 1 on average.
-    variance = len(weights) / n - 1
+    # What these units stand for, where those that were drawn stand for 1 on average. Twice the variance that was seen,
+    # most of which may be of a few texts: so intervals hold in 93 to 99 % of simulations, otherwise in as few as 82.
+    variance = 2 * max(len(weights) / n - 1, spread)
     more, others = (_sums(rng, count, variance) for count in (unseen_chosen, unseen - unseen_chosen))
     return (len(weights) * seen + more) / (len(weights) + more + others)
 
