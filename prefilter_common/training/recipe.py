@@ -51,7 +51,7 @@ class Recipe:
 CLASSIC = Recipe()
 # Linear probing, then fine-tuning (Kumar et al. 2022, https://arxiv.org/abs/2202.10054).
 # Layers without gradients take a third of the arithmetic and little memory.
-LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.5, frozen=1 / 3, learning_rate=5e-5)
+LP_FT = replace(CLASSIC, probe_first=True, cut_share=0.75, frozen=1 / 3, learning_rate=5e-5)
 # Of a model that learns from a teacher: each epoch has four times the texts, and even its lowest layers feed an exit.
 DISTILLATION = replace(LP_FT, cut_share=0.0, frozen=0.0, learning_rate=7e-5)
 INTERRUPTION = (
