@@ -57,9 +57,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--recipe",
         choices=tuple(RECIPES),
         default="lp-ft",
-        help="lp-ft: fit the head to frozen features first, then fine-tune the upper layers on articles, three quarters "
-        "of which are cut to the length of a feed's snippet; classic: fine-tune everything from a random head, or that of a "
-        f"two-label classifier, by default at a learning rate of {CLASSIC.learning_rate:g}",
+        help="lp-ft: fit the head to frozen features first, then fine-tune the upper layers on articles, three "
+        "quarters of which are cut to the length of a feed's snippet; classic: fine-tune everything from a random "
+        f"head, or that of a two-label classifier, by default at a learning rate of {CLASSIC.learning_rate:g}",
     )
     smaller = parser.add_argument_group("smaller models")
     smaller.add_argument(
