@@ -145,6 +145,25 @@ def test_stages_are_judged_neither_on_test_articles_nor_on_what_they_were_fitted
     assert Data(cut[:3], [], val=cut[3:], traffic=both).fitting == both[5:20]
 
 
+@pytest.mark.parametrize("written", ["", "{} ", "{}"])
+def test_a_story_is_known_by_its_beginning_or_however_its_title_is_written(written):
+    """Traffic has the test articles, whole, in its first half, and training articles in its second."""
+    own = {role: articles(40, role) for role in ("test", "train")}
+    if not written:
+        own = {role: [replace(a, title="", content=f"{a.title} is how it begins, {a.content}") for a in some]
+               for role, some in own.items()}  # fmt: skip
+    week = [
+        replace(a, title=written.format(a.title.upper()), content=a.content.upper())
+        for a in [*own["test"], *own["train"]]
+    ]
+    cut = {role: [replace(a, content=a.content[:60]) for a in some] for role, some in own.items()}
+    data = Data(cut["test"], [], cut["train"], traffic=week, whole_train=own["train"]).comparing(1000, all_read)
+    assert {article.content for article in data.fitting} <= {article.content for article in own["train"]}
+    seen = {article.content[:40] for article in data.fitting}
+    judged = [article for article, new in zip(data.all_more, data.unseen, strict=True) if new]
+    assert judged and not any(article.content.lower()[:40] in seen for article in judged)
+
+
 def test_as_many_texts_as_a_minute_allows_but_no_more_than_help():
     tolerance = Tolerance()
     assert texts_worth_comparing(tolerance, articles_per_second=1.0) == MIN_MORE

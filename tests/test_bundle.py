@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 import tarfile
+from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from prefilter_common.cli import exit_code
 from prefilter_common.errors import InputError
 from prefilter_common.files import sha256_of
 from prefilter_common.models.bundle import deployed, main, pack, unpack
+from prefilter_common.models.contract import Stage
 from prefilter_common.models.directory import CONTRACT_FILE, fingerprints
 from prefilter_common.scoring import Scorer
 
@@ -144,6 +147,22 @@ def test_the_weights_of_stages_go_with_either(model, name):
     assert deployed(model) == sorted([*before, name])
     (model / "cpu_benchmark.json").unlink()
     assert name in deployed(model) and "model.safetensors" in deployed(model)
+
+
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"other")])
+def test_a_recommended_stage_is_not_packed_without_its_weights(model, spoil):
+    weights = model / "first_stage.npz"
+    weights.write_bytes(b"weights")
+    stage = asdict(Stage("linear", low=0.1, high=0.9, temperature=1.0, coverage=0.5, sha256=sha256_of(weights)))
+    (model / "prefilter.json").write_text(json.dumps({**CONTRACT, "stages": [stage]}), encoding="utf-8")
+    recommended = {"engine": "openvino-bf16", "max_length": 64, "stages": ["first stage"]}
+    (model / "cpu_benchmark.json").write_text(json.dumps(recommended), encoding="utf-8")
+    assert "first_stage.npz" in deployed(model)
+    spoil(weights)
+    with pytest.raises(
+        InputError, match=r"first_stage\.npz: a recommended stage's, but missing or damaged; python bench"
+    ):
+        deployed(model)
 
 
 def test_there_and_back(model, tmp_path, capsys):

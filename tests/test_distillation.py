@@ -290,9 +290,10 @@ def test_a_stopped_student_continues_with_the_same_teacher_only(train, teacher, 
     assert "what the teachers say has changed; the base model has changed; restore" in capsys.readouterr().err
     good.replace(copy / "model.safetensors")
     contract = read_contract(copy)
-    write_contract(copy, replace(contract, temperature=9.0))
-    assert train(tmp_path / "m", "--teacher", copy, "--resume") == 2
-    assert "what the teachers say has changed; restore" in capsys.readouterr().err
+    for change in ({"temperature": 9.0}, {"max_length": 12}):
+        write_contract(copy, replace(contract, **change))
+        assert train(tmp_path / "m", "--teacher", copy, "--resume") == 2
+        assert "what the teachers say has changed; restore" in capsys.readouterr().err
     write_contract(copy, contract)
     assert train(tmp_path / "m", "--teacher", copy, "--resume") == 0
     one, other = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("m", "whole"))

@@ -41,12 +41,12 @@ and the share of known tokens are chosen on these, on validation articles and on
 pass on least while at most a third of ``--max-changed`` of these decisions are other than the full read's. On other
 texts more are, about half of it, which leaves room to show that ``--max-changed`` holds. A first stage may change half
 of that third, and a short read as much; early exits, what the first stage has left of it. What was fitted is judged by
-others like it that were fitted without the article, and without others of its title. A stage that decides less than a
-tenth of what gets there, or a short read that saves less than a tenth of the tokens, is not kept. Each kind of stage
-alone, and all together, are rows of their own. Rows with stages are judged on test articles, and on those training
-articles and that traffic on which no stage was fitted or chosen; stages of an earlier run, on test articles alone.
-Evaluation drops the stages, with a warning, when it changes a threshold, and warns of an engine that was compared at
-others.
+others like it that were fitted without the article, and without others of its title (or, untitled, of its beginning). A
+stage that decides less than a tenth of what gets there, or a short read that saves less than a tenth of the tokens, is
+not kept. Each kind of stage alone, and all together, are rows of their own. Rows with stages are judged on test
+articles, and on those training articles and that traffic on which no stage was fitted or chosen; stages of an earlier
+run, on test articles alone. Evaluation drops the stages, with a warning, when it changes a threshold, and warns of an
+engine that was compared at others.
 
 The bound is the operations of the matrix products over the rate at which this machine multiplies large matrices in that
 precision, both measured in the same run. ``--device cuda`` times PyTorch on the GPU, synchronised, after the stages

@@ -10,7 +10,7 @@ import numpy as np
 
 from prefilter_common.articles import Article, capped, cut, read_articles, spread_places
 from prefilter_common.benchmark.fidelity import Tolerance, unchanged_needed
-from prefilter_common.evaluation.traffic.coverage import distinct_texts
+from prefilter_common.evaluation.traffic.coverage import distinct_texts, story
 
 # Decisions are compared on as many other texts as the reference scores in a minute, since every configuration scores
 # them too; but on at least 1,200, which show five changed decisions to be inside the default tolerance.
@@ -49,13 +49,11 @@ class Data:
     @property
     def fitting(self) -> list[Article]:
         """Training articles, in full, and traffic on which stages may be fitted and chosen: the others judge them."""
-        kept_out = [*self.test, *self.val]
-        together = [*kept_out, *self._earlier_traffic]
-        new = [together[i] for i in distinct_texts(together)[0].tolist() if i >= len(kept_out)]
-        # Where the test articles are cut, no text of theirs is the same as the whole one, but the title is.
-        stories = {article.title for article in kept_out} - {""}
-        found = [*_divided(self.whole_train or self.train)[0], *new]
-        return [article for article in found if article.title not in stories]
+        found = [*_divided(self.whole_train or self.train)[0], *self._earlier_traffic]
+        found = [found[i] for i in distinct_texts(found)[0].tolist()]
+        # Where the test articles are cut, no text of theirs is the same as the whole one, but the story is.
+        stories = {story(article) for article in [*self.test, *self.val]}
+        return [article for article in found if story(article) not in stories]
 
     @property
     def _earlier_traffic(self) -> list[Article]:
@@ -90,9 +88,9 @@ class Data:
         chosen = replace(self, more={role: part for role, part in more.items() if part})
         sizes = [len(later), len(earlier), len(held_out), len(fitting), n_val]
         unseen = np.repeat([True, False, True, False, False], sizes)
-        # A stage has seen a text where it saw the same story, by its title, as in ``stages.soft_labels``.
-        stories = {article.title for article in [*self.fitting, *self.val]} - {""}
-        other = np.array([article.title not in stories for article in chosen.all_more], dtype=bool)
+        # A stage has seen a text where it saw the same story, as in ``stages.soft_labels``.
+        stories = {story(article) for article in [*self.fitting, *self.val]}
+        other = np.array([story(article) not in stories for article in chosen.all_more], dtype=bool)
         return replace(chosen, unseen=unseen & other, n_unread=int(left_out.sum()))
 
     @property

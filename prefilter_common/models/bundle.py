@@ -24,6 +24,7 @@ from prefilter_common.cli import Parser, configure_logging, exit_code
 from prefilter_common.errors import InputError
 from prefilter_common.files import parse_json, resolved, sha256_of
 from prefilter_common.models.base_models import one_line
+from prefilter_common.models.contract import Contract
 from prefilter_common.models.directory import (
     CARD_FILE,
     CONTRACT_FILE,
@@ -39,6 +40,7 @@ from prefilter_common.models.directory import (
     is_model,
     read_contract,
     read_recommendation,
+    recommended_stages,
     require_model_output,
 )
 from prefilter_common.outputs import new_directory, partial_name, require_files
@@ -114,10 +116,14 @@ def pack(directory: Path, archive: Path) -> dict[str, FileRecord]:
 def deployed(directory: Path) -> list[str]:
     """The files that a deployment needs, relative to the model directory, sorted."""
     recommended = read_recommendation(directory)
+    again = f"python benchmark_inference.py --model {directory}"
+    for stage in recommended_stages(recommended, read_contract(directory) or Contract()) or () if recommended else ():
+        path = directory / (EARLY_EXITS_FILE if stage.layers else FIRST_STAGE_FILE)
+        if stage.sha256 is not None and not (path.is_file() and sha256_of(path) == stage.sha256):
+            raise InputError(f"{path}: a recommended stage's, but missing or damaged; {again} makes it again")
     # What runs as bf16 is converted as fp32.
     engine = str(recommended.get("engine")).replace("bf16", "fp32") if recommended else ""
     if engine.startswith(("openvino", "onnxruntime")):
-        again = f"python benchmark_inference.py --model {directory}"
         if not is_current(directory / engine):
             raise InputError(
                 f"{directory / engine}: recommended, but missing, damaged or not made from this checkpoint; {again} "

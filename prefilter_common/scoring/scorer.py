@@ -12,7 +12,7 @@ import numpy as np
 from prefilter_common.articles import Article
 from prefilter_common.errors import InputError
 from prefilter_common.models.base_models import one_line
-from prefilter_common.models.contract import ENCODER, LINEAR, Contract, Stage
+from prefilter_common.models.contract import ENCODER, LINEAR, MIN_LENGTH, Contract, Stage
 from prefilter_common.models.directory import is_current, is_judged, read_recommendation, recommended_stages
 from prefilter_common.processes import own_device
 from prefilter_common.scoring.engines.conversion import load_converted
@@ -110,7 +110,7 @@ class Scorer:
         if found is None:
             return None
         name, max_length = found.get("engine"), found.get("max_length")
-        if not (isinstance(name, str) and type(max_length) is int and max_length >= 1):
+        if not (isinstance(name, str) and type(max_length) is int and max_length >= MIN_LENGTH):
             return None  # not benchmarked yet, or by an earlier version of the benchmark
         try:
             scorer = cls._open_here(directory, EngineName.parse(name), threads)

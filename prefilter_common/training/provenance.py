@@ -147,6 +147,7 @@ def settings_to_continue(job: Job, recipe: Recipe, run: TrainingRun) -> dict[str
 
 
 def _digest(teachers: Sequence[Path], run: TrainingRun) -> str:
-    """sha256 of what the teachers' scores depend on: their files and temperatures."""
-    temperatures = [(read_contract(directory) or Contract()).temperature for directory in teachers]
-    return hashlib.sha256(json.dumps([run["teachers"], temperatures]).encode()).hexdigest()
+    """sha256 of what the teachers' scores depend on: their files, temperatures and lengths."""
+    contracts = [read_contract(directory) or Contract() for directory in teachers]
+    read = [[contract.temperature, contract.max_length] for contract in contracts]
+    return hashlib.sha256(json.dumps([run["teachers"], read]).encode()).hexdigest()

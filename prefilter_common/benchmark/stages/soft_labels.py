@@ -8,6 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold
 
 from prefilter_common.articles import Article
+from prefilter_common.evaluation.traffic.coverage import story
 
 FOLDS = 3
 
@@ -23,9 +24,8 @@ def soft_regression(features: Any, targets: np.ndarray, inverse_penalty: float) 
 
 
 def stories_of(articles: Sequence[Article]) -> np.ndarray:
-    """(n,) int64, the same for articles with the same title, which may be one story in two places."""
-    titles = [article.title or f"untitled {i}" for i, article in enumerate(articles)]
-    return np.unique(titles, return_inverse=True)[1]
+    """(n,) int64, the same for articles of one story, which may be in two places."""
+    return np.unique([story(article) for article in articles], return_inverse=True)[1]
 
 
 def folds(stories: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
