@@ -101,6 +101,13 @@ def test_models_that_differ_on_the_traffic_are_never_decided_by_speed():
     assert objection["remedy"].endswith("--audited review_queue_a.jsonl")
 
 
+def test_a_weighted_share_that_rounding_puts_below_the_minimum_meets_it():
+    """18 of 20, each for 34 / 20 texts, make 0.8999999999999999."""
+    found = audit((0.8999999999999999, 0.95), (0.8999999999999999, 0.95), 30)
+    choice = choose(SLOW_AND_FAST, audit=found)
+    assert choice["models"]["a"]["source"] == "audit" and "precision" not in choice["models"]["a"]["misses"]["minimum"]
+
+
 @pytest.mark.parametrize("quality", [(0.97, 0.97), (0.92, 0.97)])
 def test_speed_does_not_break_a_tie_between_models_that_differ(quality):
     """Whichever comes first, and whether they meet the targets or the minimum."""

@@ -1,5 +1,6 @@
 """A labelled sample of the traffic -> what each model does in production, with intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import TypedDict
@@ -39,7 +40,10 @@ class AuditedModel(AuditRow):
 
 
 class PairAudit(TypedDict):
-    """Who is right where two models decide differently; ``better`` is None where the labels do not say."""
+    """Who is right where two models decide differently; ``better`` is None where the labels do not say.
+
+    ``p`` is multiplied by the number of pairs (Bonferroni).
+    """
 
     models: list[str]
     n_disputed: int
@@ -146,7 +150,7 @@ def _pair(
     """
     first, second = (flags[name] == commerce for name in pair)
     only = int((first & ~second).sum()), int((second & ~first).sum())
-    p = mcnemar(*only)
+    p = min(1.0, math.comb(len(flags), 2) * mcnemar(*only))
     low, high = difference(audit.sample, audit.kind, first, second, seed)
     better = pair[0] if only[0] > only[1] and low > 0 else pair[1] if only[1] > only[0] and high < 0 else None
     disputed = flags[pair[0]] != flags[pair[1]]
