@@ -179,4 +179,16 @@ def test_95_of_100_intervals_of_the_flag_rate_hold_the_truth(often, rate):
         copies = draws.get(often, np.minimum(rng.zipf(2, 300), 50))
         _, (low, high) = weighted_share(rng.random(300) < rate, copies)
         held += low <= rate <= high
-    assert 0.93 <= held / runs <= 0.97
+    # Of two sizes the smaller counts, which with copies as unequal as these is often too small.
+    assert 0.93 <= held / runs <= (0.99 if often == "some very often" else 0.97)
+
+
+@pytest.mark.parametrize(("often", "seldom"), [(5, 1), (1, 5)])
+def test_intervals_of_the_flag_rate_hold_where_what_is_flagged_repeats_more_or_less_often(often, seldom):
+    rng, held, runs, rate = np.random.default_rng(4), 0, 1_000, 0.05
+    true = rate * often / (rate * often + (1 - rate) * seldom)
+    for _ in range(runs):
+        flagged = rng.random(500) < rate
+        _, (low, high) = weighted_share(flagged, np.where(flagged, often, seldom))
+        held += low <= true <= high
+    assert held >= 0.93 * runs

@@ -43,14 +43,19 @@ MIN_TEXTS = 20
 class Traffic:
     """One file: what is known of all its rows, else None. ``flags``, ``scores``, ``characters`` (n,).
 
-    ``size`` is how many different texts would tell as much.
+    ``texts`` (n,) is which text each row has.
     """
 
-    size: float
+    texts: np.ndarray
     flags: np.ndarray | None
     scores: np.ndarray | None
     languages: list[str] | None
     characters: np.ndarray | None
+
+    def size(self, shares: np.ndarray | None = None) -> float:
+        """How many different texts would tell as much of these (n,) ``shares``."""
+        copies = np.bincount(self.texts)
+        return effective_size(copies, None if shares is None else np.bincount(self.texts, shares) / copies)
 
 
 class Change(TypedDict):
@@ -93,13 +98,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__, prog="python -m prefilter_common.evaluation.drift")
     parser.add_argument("reference", type=Path, metavar="REFERENCE", help="rows to compare with, JSON Lines")
     parser.add_argument("scored", type=Path, metavar="SCORED", help="later rows, JSON Lines")
-    parser.add_argument(
-        "--max-ratio",
-        type=positive_float,
-        default=1.5,
-        metavar="R",
-        help="factor between the flag rates above which they count as changed",
-    )
+    ratio = "factor between the flag rates above which they count as changed"
+    parser.add_argument("--max-ratio", type=positive_float, default=1.5, metavar="R", help=ratio)
     parser.add_argument(
         "--max-psi",
         type=positive_float,
@@ -107,13 +107,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="P",
         help="population stability index above which scores, languages or lengths count as changed",
     )
-    parser.add_argument(
-        "--threshold",
-        type=fraction,
-        default=0.5,
-        metavar="T",
-        help='lowest score that is flagged, without "is_commerce"',
-    )
+    lowest = 'lowest score that is flagged, without "is_commerce"'
+    parser.add_argument("--threshold", type=fraction, default=0.5, metavar="T", help=lowest)
     return parser.parse_args(argv)
 
 
@@ -128,7 +123,7 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
         named = any(row.get("language") for row in rows)
         counted = all(type(row.get("characters")) is int for row in rows)
         return Traffic(
-            _size((row.get("score"), row["characters"], row.get("language")) for row in rows) if counted else len(rows),
+            _texts((r.get("score"), r["characters"], r.get("language")) if counted else i for i, r in enumerate(rows)),
             flags,
             scores,
             [primary(row.get("language") or UNKNOWN) for row in rows] if named else None,
@@ -139,12 +134,13 @@ def read_traffic(path: Path, threshold: float) -> Traffic:
                 language=row.get("language"))
         for row in rows
     ]  # fmt: skip
-    size = _size((article.title, article.content) for article in articles)
-    return Traffic(size, flags, scores, languages(articles), characters(articles))
+    texts = _texts((article.title, article.content) for article in articles)
+    return Traffic(texts, flags, scores, languages(articles), characters(articles))
 
 
-def _size(texts: Iterable[Hashable]) -> float:
-    return effective_size(np.array(list(Counter(texts).values())))
+def _texts(texts: Iterable[Hashable]) -> np.ndarray:
+    seen: dict[Hashable, int] = {}
+    return np.array([seen.setdefault(text, len(seen)) for text in texts])
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -175,9 +171,10 @@ def _problem(row: Any) -> str | None:
 
 def compare_traffics(before: Traffic, now: Traffic, max_ratio: float, max_psi: float) -> list[Change]:
     """Every comparison for which both files have what it takes."""
-    changes, sizes = [], (before.size, now.size)
+    changes, sizes = [], (before.size(), now.size())
     if before.flags is not None and now.flags is not None:
-        changes.append(flag_change(before.flags, now.flags, sizes, max_ratio))
+        own = before.size(before.flags), now.size(now.flags)
+        changes.append(flag_change(before.flags, now.flags, own, max_ratio))
     if before.scores is not None and now.scores is not None:
         # Equally full bins of the reference. A score that fills one by itself has it to itself.
         edges, times = np.unique(np.quantile(before.scores, np.arange(1, SCORE_BINS) / SCORE_BINS), return_counts=True)

@@ -109,11 +109,11 @@ def production_section(
         assumed: shares of commerce to show; that of the traffic is added where it can be estimated.
     """
     labels = labels_of(test)
-    n_effective = 0.0 if copies is None else effective_size(copies)
     rows: dict[str, ProductionRow] = {}
     for name, model in models.items():
         rate = traffic and traffic["flag_rates"][name][DEFAULT]
-        estimate = _estimate(labels, model, rate, n_effective)
+        flags = None if model.traffic is None else model.traffic >= model.threshold
+        estimate = _estimate(labels, model, rate, 0.0 if copies is None else effective_size(copies, flags))
         shares: list[Share] = [{"share": share, "source": "assumed", "interval": None} for share in assumed]
         if estimate and estimate["share"] is not None:
             shares.append({"share": estimate["share"], "interval": estimate["interval"], "source": ESTIMATED})

@@ -92,23 +92,37 @@ def combination_interval(
     return total, (total - np.sqrt(below), total + np.sqrt(above))
 
 
-def effective_size(weights: np.ndarray) -> float:
-    """How many equally weighted observations tell as much as these (Kish 1965): (Σw)² / Σw²; 0 for none."""
-    return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
+def effective_size(weights: np.ndarray, shares: np.ndarray | None = None) -> float:
+    """How many equally weighted observations tell as much as these; 0 for none.
+
+    Args:
+        weights: (n,) > 0. If they say nothing of what is observed it is (Σw)² / Σw² (Kish 1965).
+        shares: (n,) from 0 to 1, whose weighted mean p is of interest. Advertisements may be repeated more often than
+            news; so it is p(1 - p) over the variance of p where that is less.
+    """
+    if not len(weights):
+        return 0.0
+    kish = float(weights.sum() ** 2 / (weights**2).sum())
+    if shares is None:
+        return kish
+    mean = float((weights * shares).sum() / weights.sum())
+    variance = float((weights**2 * (shares - mean) ** 2).sum() / weights.sum() ** 2)
+    return min(kish, mean * (1 - mean) / variance) if variance > 0 else kish
 
 
 def weighted_share(chosen: np.ndarray, weights: np.ndarray) -> tuple[float, Interval]:
     """Share of the weight that is chosen, and Wilson's interval at the effective sample size.
 
     In simulations with 300 and 1,000 texts, 5 and 20 % of them chosen and up to 50 copies of a text, it covers the true
-    share in 94.4 to 95.7 %.
+    share in 94.4 to 95.7 %; with 300 to 5,000 texts of which those that are chosen, 2 to 5 %, occur 5 or 10 times and
+    the others once, in 94.5 to 96.0 %.
 
     Args:
         chosen: (n,) bool.
         weights: (n,) > 0; for distinct texts, how often each occurs.
     """
     share = float(weights[chosen].sum() / weights.sum())
-    n = effective_size(weights)
+    n = effective_size(weights, chosen)
     return share, wilson(share * n, n)
 
 

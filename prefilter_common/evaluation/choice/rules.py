@@ -148,8 +148,7 @@ def _assess(model: Figures, audited: AuditedModel | None) -> Assessment:
         intervals = {key: audited["intervals"][key] for key in ("precision", "recall")}
         limits = zip(*intervals.values(), strict=True)
         intervals["f1"] = [2 * p * r / (p + r) if p + r else 0.0 for p, r in limits]
-    # Of 18 in 20 a weighted share may be 0.8999999999999999, which is not below 0.9.
-    values = {key: round(value, 9) for key, value in values.items()}
+    values = {key: round(value, 9) for key, value in values.items()}  # a weighted 18 of 20 may be 0.8999999999999999
     misses = {tier: _missed(values, model["cpu_ms"], i) for i, tier in enumerate(("minimum", "target"))}
     tier = "none" if misses["minimum"] else "minimum" if misses["target"] else "target"
     states: dict[str, str] = {key: state_of(values[key], intervals[key], CRITERIA[key][0]) for key in MEASURES}
