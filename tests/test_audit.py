@@ -55,7 +55,7 @@ def test_the_estimates_are_unbiased_and_the_intervals_hold_the_truth(monkeypatch
                 low, high = found["intervals"][rate]
                 held[name][rate] += low - 1e-4 <= true <= high + 1e-4
                 values[name][rate].append(found[rate])
-    assert all(0.93 <= n / runs <= 0.97 for rates in held.values() for n in rates.values()), held
+    assert all(0.93 <= n / runs <= 0.975 for rates in held.values() for n in rates.values()), held
     for name, rates in values.items():
         for rate, found in rates.items():
             assert np.mean(found) == pytest.approx(truth[name][rate], abs=0.02, rel=0.05), (name, rate)
@@ -127,6 +127,32 @@ def test_an_interval_holds_where_texts_repeat_and_most_of_them_are_labelled(monk
         low, high = production(sample, stratum, commerce, stratum == 0, True, seed)["intervals"]["precision"]
         held += low - 1e-4 <= of_all[wrong:].sum() / of_all.sum() <= high + 1e-4
     assert held >= 0.92 * runs
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_an_interval_holds_where_commerce_repeats_more_often_than_journalism(monkeypatch, heavy):
+    """Advertisements are published again, five times each or up to fifty: a few that were missed stand for many."""
+    monkeypatch.setattr("prefilter_common.statistics.survey.DRAWS", 800)
+    rng, runs = np.random.default_rng(6), 200
+    flagged = np.arange(5_000) < 400
+    commerce = (np.arange(5_000) < 340) | ((np.arange(5_000) >= 400) & (np.arange(5_000) < 470))
+    stratum = np.repeat([0, 1], [100, 300])
+    held = dict.fromkeys(("precision", "recall", "false_positive_rate", "prevalence"), 0)
+    for seed in range(runs):
+        times = np.minimum(rng.zipf(2.0, 5_000), 50) if heavy else 5
+        copies = np.where(commerce, times, 1)
+        units = np.concatenate([rng.choice(400, 100, replace=False), 400 + rng.choice(4_600, 300, replace=False)])
+        sample = Sample(stratum, np.array([400, 4_600]), copies[units])
+        found = production(sample, stratum, commerce[units], flagged[units], True, seed)["intervals"]
+        both, alarms = copies[flagged & commerce].sum(), copies[flagged & ~commerce].sum()
+        truth = {
+            "precision": both / copies[flagged].sum(), "recall": both / copies[commerce].sum(),
+            "false_positive_rate": alarms / copies[~commerce].sum(),
+            "prevalence": copies[commerce].sum() / copies.sum(),
+        }  # fmt: skip
+        for rate, (low, high) in found.items():
+            held[rate] += low - 1e-4 <= truth[rate] <= high + 1e-4
+    assert min(held.values()) >= 0.9 * runs, held
 
 
 def test_articles_of_a_slice_that_are_flagged_may_exist_though_none_was_drawn():

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TypedDict
 
 import numpy as np
@@ -31,9 +30,9 @@ class Sample:
         return np.bincount(self.stratum, minlength=len(self.sizes))
 
     @property
-    def spread(self) -> float:
-        """The variance of the copies, relative to the square of their mean."""
-        return float(self.copies.var() / self.copies.mean() ** 2)
+    def unseen(self) -> np.ndarray:
+        """(n,) units of its stratum that each unit stands for and that were not drawn."""
+        return (self.sizes / np.maximum(self.drawn, 1))[self.stratum] - 1
 
     @property
     def weights(self) -> np.ndarray:
@@ -72,10 +71,9 @@ def production(
     """What a model does to the population, or to a part of it, from a labelled sample.
 
     The values are Hájek's ratio estimators. The intervals come from draws of what the sample leaves open (generalised
-    fiducial inference, Hannig 2009): within each ``kind`` of stratum how many articles there are, how many of them are
-    in the part, how many of these are flagged, and among those flagged and not flagged how many are commerce. So no
-    miss found is not taken for none. Strata of one kind, which are drawn in proportion to their size, count as one;
-    that can only widen the intervals.
+    fiducial inference, Hannig 2009): of the units of each ``kind`` of stratum that were not drawn, how many are in the
+    part, how many of these are flagged, how many of those flagged and not flagged are commerce, and for how many
+    articles these stand. So what was seen is certain, and no miss found is not taken for none.
 
     Args:
         kind: (n,) whole numbers, which kind of stratum each unit was drawn from.
@@ -85,25 +83,23 @@ def production(
             another model, that none of those drawn is flagged does not mean that none is.
         inside: (n,) bool, the units of the part; all where it is None.
     """
-    weights, rng = sample.weights, np.random.default_rng(seed)
+    weights, unseen, rng = sample.weights, sample.unseen, np.random.default_rng(seed)
     part = np.ones(len(kind), bool) if inside is None else inside
     totals = {(f, c): np.zeros(DRAWS) for f in (True, False) for c in (True, False)}
     for value in np.unique(kind):
         whole = kind == value
-        of_kind, left = part & whole, _share_left(sample, whole)
-        draw = partial(_draws, rng, left=left, spread=sample.spread)
-        size = weights[whole].sum() * _factors(rng, sample.copies[whole], left)
+        of_kind, left = part & whole, np.full(DRAWS, round(unseen[whole].sum()))
         if inside is not None:
-            size = size * draw(inside[whole], weights[whole])
+            left = _split(rng, left, inside[whole], unseen[whole])
         all_flagged = bool(flagged[whole][0])
-        some = np.full(DRAWS, float(all_flagged)) if by_flags else draw(flagged[of_kind], weights[of_kind])
-        for f, of_size in ((True, some), (False, 1 - some)):
+        some = left * all_flagged if by_flags else _split(rng, left, flagged[of_kind], unseen[of_kind])
+        for f, count in ((True, some), (False, left - some)):
             alike = of_kind & (flagged == f)
             if by_flags and f != all_flagged:
                 continue
-            share = draw(commerce[alike], weights[alike])
-            totals[f, True] += size * of_size * share
-            totals[f, False] += size * of_size * (1 - share)
+            found = _split(rng, count, commerce[alike], unseen[alike])
+            totals[f, True] += _articles(rng, sample.copies, alike & commerce, found)
+            totals[f, False] += _articles(rng, sample.copies, alike & ~commerce, count - found)
     seen = {(f, c): np.atleast_1d(weights[part & (flagged == f) & (commerce == c)].sum()) for f, c in totals}
     estimates = {name: float(values[0]) for name, values in _rates(seen).items()}
     intervals = {
@@ -126,16 +122,18 @@ def difference(
         kind: (n,) whole numbers, which kind of stratum each unit was drawn from.
         first, second: (n,) bool, such as whether each of two models decides a unit rightly.
     """
-    weights, rng, total = sample.weights, np.random.default_rng(seed), np.zeros(DRAWS)
+    unseen, rng = sample.unseen, np.random.default_rng(seed)
+    apart, total = np.zeros(DRAWS), np.zeros(DRAWS)
     for value in np.unique(kind):
         of_kind = kind == value
-        apart = of_kind & (first != second)
-        left = _share_left(sample, of_kind)
-        draw = partial(_draws, rng, left=left, spread=sample.spread)
-        differ = draw((first != second)[of_kind], weights[of_kind])
-        size = weights[of_kind].sum() * _factors(rng, sample.copies[of_kind], left)
-        total += size * differ * (2 * draw(first[apart], weights[apart]) - 1)
-    low, high = np.quantile(total / weights.sum(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        differ, left = of_kind & (first != second), np.full(DRAWS, round(unseen[of_kind].sum()))
+        differing = _split(rng, left, (first != second)[of_kind], unseen[of_kind])
+        only_first = _split(rng, differing, first[differ], unseen[differ])
+        one = _articles(rng, sample.copies, differ & first, only_first)
+        other = _articles(rng, sample.copies, differ & second, differing - only_first)
+        apart += one - other
+        total += one + other + _articles(rng, sample.copies, of_kind & ~differ, left - differing)
+    low, high = np.quantile(apart / total, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
@@ -150,45 +148,41 @@ def _rates(n: dict[tuple[bool, bool], np.ndarray]) -> dict[str, np.ndarray]:
         }
 
 
-def _draws(rng: np.random.Generator, chosen: np.ndarray, weights: np.ndarray, left: float, spread: float) -> np.ndarray:
-    """(DRAWS,) shares that a sample of which these were chosen may come from; all equal where nothing is left open.
+def _split(rng: np.random.Generator, counts: np.ndarray, chosen: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """Of (DRAWS,) ``counts`` of units that were not drawn, how many are chosen, if ``chosen`` are those that were.
 
-    What was seen is certain: at random are how many of the units that were not drawn are chosen, and the articles that
-    they stand for. Where nothing was drawn, all or none.
+    ``unseen`` is how many of them each of these stands for. Where nothing was drawn, all or none.
     """
     if not len(chosen):
-        return (rng.random(DRAWS) < 0.5).astype(float)
-    seen = float(weights[chosen].sum() / weights.sum())
-    if left <= 0:
-        return np.full(DRAWS, seen)
+        return counts * (rng.random(DRAWS) < 0.5)
+    weights = unseen if unseen.any() else np.ones(len(unseen))
     n = effective_size(weights)
-    k = seen * n
+    k = n * float(weights[chosen].sum() / weights.sum())
     # Half of the draws from each of the two distributions between which Clopper and Pearson's limits lie.
     upper = rng.random(DRAWS) < 0.5
     a, b = k + upper, n - k + ~upper
     share = rng.beta(np.maximum(a, 1e-9), np.maximum(b, 1e-9))
-    share = np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, share))
-    unseen = max(round(len(weights) * left / (1 - left)), 1)
-    unseen_chosen = rng.binomial(unseen, share)
-    # What these units stand for, where those that were drawn stand for 1 on average. Twice the variance that was seen,
-    # most of which may be of a few texts: so intervals hold in 93 to 99 % of simulations, otherwise in as few as 82.
-    variance = 2 * max(len(weights) / n - 1, spread)
-    more, others = (_sums(rng, count, variance) for count in (unseen_chosen, unseen - unseen_chosen))
-    return (len(weights) * seen + more) / (len(weights) + more + others)
+    return rng.binomial(counts, np.where(a <= 0, 0.0, np.where(b <= 0, 1.0, share)))
+
+
+def _articles(rng: np.random.Generator, copies: np.ndarray, drawn: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """(DRAWS,) articles that units stand for: those that were ``drawn``, (n,) bool of all that were, and (DRAWS,)
+    ``counts`` like them that were not.
+
+    These have on average as many copies as those and one more unit, drawn from all: of a kind that repeats more often
+    than others, such as advertisements, a few show it.
+    """
+    own = copies[drawn]
+    if (copies == copies[0]).all():
+        return own.sum() + counts * float(copies[0])
+    some = np.append(own, copies.mean())
+    # A few units seldom show the most that one has: no less than among all.
+    variance = max(float(x.var() / x.mean() ** 2) for x in (some, copies))
+    mean = (own.sum() + rng.choice(copies, DRAWS)) / len(some)
+    mean = mean * _sums(rng, np.full(DRAWS, len(some)), variance) / len(some)
+    return own.sum() + mean * _sums(rng, counts, variance)
 
 
 def _sums(rng: np.random.Generator, counts: np.ndarray, variance: float) -> np.ndarray:
     """(DRAWS,) sums of so many positive numbers with a mean of 1 and this variance."""
     return variance * rng.gamma(counts / variance) if variance > 1e-9 else counts.astype(float)
-
-
-def _factors(rng: np.random.Generator, copies: np.ndarray, left: float) -> np.ndarray:
-    """(DRAWS,) by what factor the articles of all units may differ from an estimate by the copies of those drawn."""
-    variance = left * copies.var() / copies.mean() ** 2 / len(copies)
-    return rng.gamma(1 / variance, variance, DRAWS) if variance > 0 else np.ones(DRAWS)
-
-
-def _share_left(sample: Sample, chosen: np.ndarray) -> float:
-    """The share of the units in the strata of these that was not drawn."""
-    here = np.unique(sample.stratum[chosen])
-    return float(1 - sample.drawn[here].sum() / sample.sizes[here].sum())
