@@ -133,7 +133,20 @@ def audit(a, b, in_slice, better=None, elsewhere=0, random=True):
 
     by_slice = {"language and length el, short": in_slice, "language and length en, long": elsewhere}
     pair = {"models": ["a", "b"], "n_disputed": in_slice + elsewhere, "disputed_by_slice": by_slice, "better": better}
-    return {"models": {"a": row(*a), "b": row(*b)} if random else {}, "pairs": [pair], "of_traffic": True}
+    drew = {"drew_sample": False}
+    models = {"a": row(*a) | drew, "b": row(*b) | drew} if random else {}
+    return {"models": models, "pairs": [pair], "of_traffic": True}
+
+
+def test_an_audit_does_not_rank_the_model_that_drew_it_and_another():
+    """Of what the other alone flags the sample has next to nothing, so that its precision is mostly put too high."""
+    models = {"a": model(0.97, 0.97, 10), "b": model(0.95, 0.97, 10)}
+    seen = audit((0.96, 0.95), (0.99, 0.95), 0)
+    assert choose(models, traffic=traffic(False), audit=seen)["favourite"] == "b"
+    seen["models"]["a"]["drew_sample"] = True
+    choice = choose(models, traffic=traffic(False), audit=seen)
+    assert choice["favourite"] == "a" and choice["models"]["a"]["source"] == "audit"
+    assert "precision 97.0%" in choice["reason"] and "in the audit" not in choice["reason"]
 
 
 def test_the_interval_of_the_audits_f1_encloses_it():

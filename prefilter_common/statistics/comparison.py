@@ -172,7 +172,7 @@ def compare_with_best(
     for i, name in enumerate(others):
         gap, interval, p_bootstrap = gaps[i]
         # A model may have the higher F1 and yet be right less often.
-        better = adjusted[i] < ALPHA and gap > 0 and only_best[i] > only_this[i]
+        better = bool(adjusted[i] < ALPHA and gap > 0 and only_best[i] > only_this[i])
         told = better or only_best[i] < only_this[i]
         needed = None if told else articles_to_tell_apart(only_best[i], only_this[i], n, ALPHA / pairs)
         rows[name] = {
@@ -182,7 +182,7 @@ def compare_with_best(
             "only_this_right": only_this[i],
             "p_bootstrap": p_bootstrap,
             "p_mcnemar": p_mcnemar[i],
-            "p_adjusted": adjusted[i],
+            "p_adjusted": float(adjusted[i]),
             "best_is_better": better,
             "articles_needed": needed,
             "verdict": "",

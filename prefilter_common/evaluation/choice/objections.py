@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import PurePath
 from typing import TypedDict
 
+from prefilter_common.evaluation.choice.figures import Assessment, measure_name
 from prefilter_common.evaluation.slices import CROSSED
 from prefilter_common.evaluation.traffic.audit import AuditSection, PairAudit
 from prefilter_common.evaluation.traffic.rows import FlagRow, PointComparison, TrafficPair
@@ -15,21 +16,6 @@ from prefilter_common.statistics.operating_points import DEFAULT
 DISPUTED_NEEDED = 20
 # With a larger share of the traffic in parts that the labelled articles do not cover, their figures decide nothing.
 MOST = 0.5
-
-
-class Assessment(TypedDict):
-    """A model's figures at one operating point, what they miss of each tier of criteria, and whether that is shown."""
-
-    operating_point: str
-    tier: str
-    f1: float
-    precision: float
-    recall: float
-    cpu_ms: float | None
-    intervals: dict[str, list[float]]
-    source: str
-    misses: dict[str, list[str]]
-    states: dict[str, str]
 
 
 class Objection(TypedDict):
@@ -191,8 +177,3 @@ def _is_covered(part: str | None, traffic: TrafficSection | None) -> bool:
 def _row_of(point: PointComparison, part: str | None) -> FlagRow:
     """Flag rates and differing decisions of the part, or of all."""
     return next((row for row in point["slices"] if f"{row['by']} {row['value']}" == part), point)
-
-
-def measure_name(key: str) -> str:
-    """A measure as a reader knows it."""
-    return {"f1": "F1", "cpu_ms": "CPU latency"}.get(key, key)

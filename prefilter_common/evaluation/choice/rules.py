@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypedDict
 
-from prefilter_common.evaluation.choice.objections import Assessment, Objection, differing, measure_name, objections_to
-from prefilter_common.evaluation.traffic.audit import AuditedModel, AuditSection, PairAudit
+from prefilter_common.evaluation.choice.figures import Assessment, Candidate, Figures, measure_name, ranked_alike
+from prefilter_common.evaluation.choice.objections import Objection, differing, objections_to
+from prefilter_common.evaluation.traffic.audit import AuditedModel, AuditSection
 from prefilter_common.evaluation.traffic.section import TrafficSection
 from prefilter_common.statistics.comparison import Comparison
-from prefilter_common.statistics.metrics import ThresholdMetrics
 from prefilter_common.statistics.operating_points import DEFAULT
 
 CRITERIA = {
@@ -19,25 +19,6 @@ CRITERIA = {
 }
 Measure = Literal["f1", "precision", "recall"]
 MEASURES: tuple[Measure, ...] = ("f1", "precision", "recall")
-
-
-class Figures(TypedDict):
-    """What the rules need of a model: its metrics by operating point; mean milliseconds per article on the CPU, on
-    which articles and machine, and with which engine and stages where those are not the metrics'; whether it beats the
-    floor. None: not measured.
-    """
-
-    operating_points: Mapping[str, ThresholdMetrics]
-    cpu_ms: float | None
-    timed_on: str | None
-    timed_with: str | None
-    beats_floor: bool | None
-
-
-class Candidate(Assessment):
-    """An assessed model with its name."""
-
-    model: str
 
 
 class Choice(TypedDict):
@@ -85,7 +66,8 @@ def choose(
     candidates: list[Candidate] = [{"model": name, **row} for name, row in assessed.items()]
     criteria = {key: {"minimum": float(low), "target": float(high)} for key, (low, high) in CRITERIA.items()}
     passing = [c for c in candidates if c["tier"] != "none"]
-    decided = [_beaten(pair) for pair in (audit["pairs"] if audit else ()) if pair["better"]]
+    pairs = [(pair["better"], pair["models"]) for pair in (audit["pairs"] if audit else ()) if pair["better"]]
+    decided = [(winner, next(name for name in both if name != winner)) for winner, both in pairs]
     worse = {loser for winner, loser in decided if assessed[winner]["tier"] != "none"}
     passing = [c for c in passing if c["model"] not in worse] or passing
     if not passing:
@@ -94,7 +76,7 @@ def choose(
             "reason": _none_reason(candidates), "objections": [], "cautions": [], "criteria": criteria,
             "models": assessed,
         }  # fmt: skip
-    rivals = [c for c in passing if c["tier"] == "target"] or passing
+    rivals = ranked_alike([c for c in passing if c["tier"] == "target"] or passing, models, audit)
     timed_on = {c["model"]: models[c["model"]]["timed_on"] for c in rivals if c["cpu_ms"] is not None}
     unlike = timed_on if len(set(timed_on.values())) > 1 else {}
     best, by_speed = _favourite(rivals, bool(unlike or differing(traffic, {c["model"] for c in rivals})))
@@ -114,12 +96,6 @@ def choose(
         "criteria": criteria,
         "models": assessed,
     }
-
-
-def _beaten(pair: PairAudit) -> tuple[str, str]:
-    """The better and the worse of two models, by the labels of an audit that says which that is."""
-    first, second = pair["models"]
-    return (first, second) if pair["better"] == first else (second, first)
 
 
 def _favourite(rivals: Sequence[Candidate], apart: bool) -> tuple[Candidate, bool]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from prefilter_common.evaluation.choice.objections import measure_name
+from prefilter_common.evaluation.choice.figures import measure_name
 from prefilter_common.evaluation.report.content import Results
 from prefilter_common.evaluation.report.plots import Axes, near_one
 from prefilter_common.evaluation.traffic.rows import TrafficPair

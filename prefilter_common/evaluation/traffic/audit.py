@@ -34,8 +34,9 @@ class AuditSliceRow(AuditRow):
 
 
 class AuditedModel(AuditRow):
-    """That of all labelled articles, and by slice, the worst first."""
+    """That of all labelled articles, and by slice, the worst first; ``drew_sample`` whether its flags drew them."""
 
+    drew_sample: bool
     slices: list[AuditSliceRow]
 
 
@@ -101,6 +102,7 @@ def audit_section(
         "models": {
             name: {
                 **_of(audit, commerce, flagged, by_flags[name], None, seed),
+                "drew_sample": by_flags[name],
                 "slices": _by_slice(audit, commerce, flagged, by_flags[name], parts, seed),
             }
             for name, flagged in flags.items()
