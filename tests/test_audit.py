@@ -324,6 +324,18 @@ def test_rows_that_were_picked_out_are_no_random_sample(tmp_path):
     assert warning.endswith("label more rows, in the order of the file, until every part has one")
 
 
+def test_strata_that_have_no_label_yet_count_with_the_rest_of_their_kind(tmp_path):
+    """Flagged texts are few, so that most of their languages may lack a label where hardly any traffic does."""
+    articles = [Article("", f"text {i}", id=f"a{i}", language=f"l{i % 12 if i < 60 else 0}") for i in range(5_000)]
+    scores = np.where(np.arange(5_000) < 60, 0.9, 0.1)
+    rows = audit_sample(articles, np.ones(5_000, int), scores, 0.5, (40, 40), 0)
+    labelled = [{**row, "label": int(row["why"] == "flagged") if i < 20 else None} for i, row in enumerate(rows)]
+    audit = read_audit(write_jsonl(tmp_path / "a.jsonl", labelled))
+    assert audit.random and 0 < audit.unlabelled < 0.02
+    assert sorted(audit.sample.sizes.tolist()) == [60, 4_940]
+    assert audit.sample.weights[audit.flags].sum() == pytest.approx(60)
+
+
 def audit_of_1000(tmp_path, n_flagged):
     """The rows of an audit in which most of the commerce is missed, and what their labels would be."""
     articles = [Article("", f"text {i}", id=f"a{i}", language="en") for i in range(1_000)]

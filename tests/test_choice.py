@@ -149,6 +149,14 @@ def test_an_audit_does_not_rank_the_model_that_drew_it_and_another():
     assert "precision 97.0%" in choice["reason"] and "in the audit" not in choice["reason"]
 
 
+def test_the_only_one_left_is_not_said_to_be_the_only_one_that_meets_the_targets():
+    models = {"a": model(0.97, 0.97, 10), "b": model(0.97, 0.97, 10), "c": model(0.92, 0.97, 10)}
+    seen = audit((0.97, 0.97), (0.97, 0.97), 30, better="c", random=False)
+    seen["pairs"][0]["models"] = ["b", "c"]
+    reason = choose(models, traffic=traffic(False), audit=seen)["reason"]
+    assert "and is the only one of the 2 that do which the labelled articles do not show to be wrong more" in reason
+
+
 def test_the_interval_of_the_audits_f1_encloses_it():
     """Precision 0.99, recall 0.5; and where nothing that was flagged need be commerce."""
     seen = audit((0.99, 0.5), (0.97, 0.4), 0)

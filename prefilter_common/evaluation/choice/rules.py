@@ -83,7 +83,7 @@ def choose(
     objections = objections_to(best["model"], set(models), assessed, comparison, traffic, audit, queues or {})
     better_than = [c["model"] for c in candidates if (best["model"], c["model"]) in decided and c["tier"] != "none"]
     unfit = [c for c in candidates if (c["model"], best["model"]) in decided and c["tier"] == "none"]
-    reason = _reason(best, rivals, better_than, len(models), by_speed)
+    reason = _reason(best, rivals, better_than, candidates, by_speed)
     return {
         "selected": None if objections else best["model"],
         "operating_point": None if objections else best["operating_point"],
@@ -153,8 +153,10 @@ def _figures(c: Candidate) -> str:
     return f"precision {c['precision']:.1%}, recall {c['recall']:.1%}, F1 {c['f1']:.1%}{source}, {latency}"
 
 
-def _reason(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
-    lead = _lead(best, rivals, beaten, n_models, by_speed)
+def _reason(
+    best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], everyone: Sequence[Candidate], by_speed: bool
+) -> str:
+    lead = _lead(best, rivals, beaten, everyone, by_speed)
     where = f"{best['model']} at its {best['operating_point']} threshold ({_figures(best)})"
     if best["tier"] == "target":
         return f"{where} meets every target that was measured{lead}."
@@ -162,12 +164,18 @@ def _reason(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str],
     return f"{where} meets the minimum{lead}, though not the target for {missed}."
 
 
-def _lead(best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], n_models: int, by_speed: bool) -> str:
+def _lead(
+    best: Candidate, rivals: Sequence[Candidate], beaten: Sequence[str], everyone: Sequence[Candidate], by_speed: bool
+) -> str:
     """What sets it apart from the others that meet as much."""
     if len(rivals) == 1 and beaten:
         return f" and according to the labelled articles is right more often than {', '.join(beaten)}"
     if len(rivals) == 1:
-        return "" if n_models == 1 else " and is the only one that does"
+        alike = sum(c["tier"] in (best["tier"], "target") for c in everyone)
+        if alike > 1:
+            shown = "which the labelled articles do not show to be wrong more often than another"
+            return f" and is the only one of the {alike} that do {shown}"
+        return "" if len(everyone) == 1 else " and is the only one that does"
     others = [c for c in rivals if c is not best]
     if by_speed:
         return f" and is the fastest of the {len(rivals)} that do"

@@ -76,19 +76,23 @@ def read_audit(path: Path) -> Audit:
     labelled = [row for row in rows if row.label is not None]
     if not labelled:
         raise InputError(f'{path}: no article has a label; fill in "label": 0 (journalism) or 1 (commerce)')
-    sizes = {row.extra["stratum"]: row.extra["stratum_size"] for row in rows}
-    strata = sorted({row.extra["stratum"] for row in labelled})
-    sample = Sample(
-        stratum=np.array([strata.index(row.extra["stratum"]) for row in labelled]),
-        sizes=np.array([sizes[stratum] for stratum in strata]),
-        copies=np.array([row.extra["copies"] for row in labelled]),
-    )
     kinds = sorted({row.extra["why"] for row in labelled})
     kind = np.array([kinds.index(row.extra["why"]) for row in labelled])
     # Rows may be left out of the file that is given back, in one of an earlier version without a trace.
     texts = rows[0].extra.get("texts") or _texts_by_kind(rows)
-    unlabelled = 1 - sum(map(sizes.__getitem__, strata)) / sum(texts.values())
+    there = _texts_by_kind(labelled)
+    unlabelled = 1 - sum(there.values()) / sum(texts.values())
     without = sorted(texts.keys() - set(kinds))
+    # The rows of an audit are in random order: those of a kind of which a stratum has no label are a sample of it all.
+    whole = {why for why in DRAWN_BY_FLAGS & set(kinds) if there[why] < texts[why]}
+    names = [row.extra["why"] if row.extra["why"] in whole else row.extra["stratum"] for row in labelled]
+    sizes = {row.extra["stratum"]: row.extra["stratum_size"] for row in labelled} | {why: texts[why] for why in whole}
+    strata = sorted(set(names))
+    sample = Sample(
+        stratum=np.array([strata.index(name) for name in names]),
+        sizes=np.array([sizes[name] for name in strata]),
+        copies=np.array([row.extra["copies"] for row in labelled]),
+    )
     flags = np.array([row.extra["why"] == "flagged" for row in labelled]) if set(kinds) <= DRAWN_BY_FLAGS else None
     found = [row.extra.get("score") for row in labelled]
     scores = np.array([score if isinstance(score, int | float) else np.nan for score in found])
