@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefilter_common.articles import Article, load_articles
+from prefilter_common.files import BYTE_ORDER_MARK
 from prefilter_common.splits import __main__ as splits_command
 from prefilter_common.splits.assignment import NONE, TEST, TRAIN, VAL, Population, assign, quotas
 from prefilter_common.splits.cleaning import clean_text, read_rows, to_record
@@ -505,7 +506,7 @@ def test_every_line_becomes_one_row(tmp_path, raw):
     path = Path(tmp_path) / "raw.jsonl"
     path.write_bytes(b"\n".join([*raw, b"{}"]))
     rows = list(read_rows([path]))
-    assert len(rows) == sum(bool(line.strip()) for line in raw) + 1
+    assert len(rows) == sum(bool(line.removeprefix(BYTE_ORDER_MARK).strip()) for line in raw) + 1
     assert all((row.article is None) <= (row.reason is not None) for row in rows)
 
 
