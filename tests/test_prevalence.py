@@ -179,8 +179,7 @@ def test_95_of_100_intervals_of_the_flag_rate_hold_the_truth(often, rate):
         copies = draws.get(often, np.minimum(rng.zipf(2, 300), 50))
         _, (low, high) = weighted_share(rng.random(300) < rate, copies)
         held += low <= rate <= high
-    # Of two sizes the smaller counts, which with copies as unequal as these is often too small.
-    assert 0.93 <= held / runs <= (0.99 if often == "some very often" else 0.97)
+    assert 0.93 <= held / runs <= 0.97
 
 
 @pytest.mark.parametrize(("often", "seldom"), [(5, 1), (1, 5)])

@@ -97,17 +97,20 @@ def effective_size(weights: np.ndarray, shares: np.ndarray | None = None) -> flo
 
     Args:
         weights: (n,) > 0. If they say nothing of what is observed it is (Σw)² / Σw² (Kish 1965).
-        shares: (n,) from 0 to 1, whose weighted mean p is of interest. Advertisements may be repeated more often than
-            news; so it is p(1 - p) over the variance of p where that is less.
+        shares: (n,) from 0 to 1, whose weighted mean p is of interest, with weights that may be other where they are
+            high, since advertisements may be repeated more often than news. By the delta method for the log-odds of p,
+            with one relative variance of the weights within both groups; as Kish's where the groups have equal weights.
     """
     if not len(weights):
         return 0.0
     kish = float(weights.sum() ** 2 / (weights**2).sum())
-    if shares is None:
+    if shares is None or not 0 < (plain := float(shares.mean())) < 1:
         return kish
+    high = shares >= 0.5
+    means = np.where(high, weights[high].mean() if high.any() else 1, weights[~high].mean() if (~high).any() else 1)
+    within = float(((weights / means - 1) ** 2).mean())
     mean = float((weights * shares).sum() / weights.sum())
-    variance = float((weights**2 * (shares - mean) ** 2).sum() / weights.sum() ** 2)
-    return min(kish, mean * (1 - mean) / variance) if variance > 0 else kish
+    return len(weights) * plain * (1 - plain) / (mean * (1 - mean)) / (1 + within)
 
 
 def weighted_share(chosen: np.ndarray, weights: np.ndarray) -> tuple[float, Interval]:
